@@ -460,7 +460,7 @@ def report(
         str,
         typer.Option(
             "--format",
-            help="Comma list: terminal,csv,svg,svg-column,png,png-column,markdown,html,latex,json.",
+            help="Comma list: terminal, csv, svg, svg-column, png, png-column, markdown, html, latex, json.",
         ),
     ] = "terminal,csv,svg,markdown,html",
     check: Annotated[bool, typer.Option("--check", help="Exit with 1 if a claim does not hold.")] = False,

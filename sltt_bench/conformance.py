@@ -24,7 +24,7 @@ from sltt_bench import methods
 from sltt_bench.conversion import ConvertedNeuron
 from sltt_bench.losses import step_loss
 from sltt_bench.measure.tensor_bytes import TensorBytes
-from sltt_bench.methods import CarriesOver, ChoosesSteps, Method, Promises
+from sltt_bench.methods import CarriesOver, ChoosesSteps, Method, Need, Promises
 from sltt_bench.models.layers import SequenceDropout
 from sltt_bench.models.mlp import Recurrent
 from sltt_bench.neurons import LIF, LIFParameters, layers_of_neurons, reset_state
@@ -52,8 +52,8 @@ def check_method(name: str, timesteps: int = TIMESTEPS) -> None:
     4. It leaves nothing behind: no graph, hook or activation outlives its iteration. A checkpoint holds all
        that it carries to the next iteration (`methods.CarriesOver`).
     5. Its declared promises (`methods.promises`) hold: it is BPTT at T = 1 up to a factor; its gradient is
-       BPTT's, if declared exact; it goes backward once, steps the optimiser, or runs steps again, if
-       declared; its memory grows with T as declared, or less.
+       BPTT's, if declared exact; it goes backward once, steps the optimiser, runs steps again, passes on
+       rates, or asks the unroll for more than steps, if declared; its memory grows with T as declared, or less.
     6. If processes share a batch, the gradients of their shares, weighted by their samples, give that of the
        undivided batch: it bases decisions about its batch on `unroll.mean_over_batch`.
 
@@ -102,6 +102,42 @@ def _recurrent() -> nn.Module:
 Build = Callable[[], nn.Module]
 
 
+class _Watched(Unroll):
+    """An unroll that knows which of its needs a method has had, and whether it passed on rates."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.needed: dict[Need, str] = {}
+        """A need → the first call that showed it."""
+        self.passes_on_rates = False
+
+    def __getattribute__(self, name: str) -> Any:
+        if (need := _NEED_OF.get(name)) is not None:
+            self.needed.setdefault(need, name)
+        return super().__getattribute__(name)
+
+    def detach_state(self, but_for: int | None = None) -> None:
+        if but_for is not None:
+            self.needed.setdefault("layers", "detach_state(but_for=...)")
+        super().detach_state(but_for)
+
+    def loss_of(self, x: Tensor) -> Tensor:
+        self.passes_on_rates = True
+        return super().loss_of(x)
+
+
+_NEED_OF: dict[str, Need] = {
+    "save_state": "state",
+    "restore_state": "state",
+    "scale_state_gradient": "state",
+    "presynaptic": "synapses",
+    "neurons": "membrane",
+    "update": "update",
+    "in_one_step": "conversion",
+}
+"""What an unroll is asked for → the need that a method declares for it."""
+
+
 def _run(
     method: Method,
     timesteps: int,
@@ -111,7 +147,7 @@ def _run(
     batch: int = BATCH,
     learns: bool = False,
     seed: int = 2,
-) -> tuple[nn.Module, Unroll]:
+) -> tuple[nn.Module, _Watched]:
     """Run one iteration; if the network `learns`, the method, or else this function, updates its weights."""
     network = build() if network is None else network
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
@@ -148,8 +184,8 @@ def _unroll(
     add_up: Callable[[Tensor], Tensor] | None = None,
     update: Callable[[], None] | None = None,
     seed: int = 2,
-) -> Unroll:
-    return Unroll(
+) -> _Watched:
+    return _Watched(
         network,
         steps,
         lambda output: step_loss(output, labels, 0.05, "ones"),
@@ -183,7 +219,7 @@ def _gradient_missing(name: str, timesteps: int, build: Build, promised: Promise
     if promised.online and not unroll.updates:
         return ["it says that it learns online, but never calls update()"]
     if unroll.updates and not promised.online:
-        return ["it calls update(), but does not say that it learns online"]
+        return ["it calls update(), but does not say that it learns online: declare Promises(online=True)"]
     bptt, _ = _run(methods.create("bptt", timesteps), timesteps, build)
     reached = [key for key, parameter in bptt.named_parameters() if parameter.grad is not None]
     missing = [key for key in reached if network.get_parameter(key).grad is None]
@@ -285,7 +321,10 @@ def _differs_at_one_step(name: str, build: Build, promised: Promises) -> list[st
     one = _gradients(_run(methods.create(name, 1), 1, build)[0])
     bptt = _gradients(_run(methods.create("bptt", 1), 1, build)[0])
     if torch.cosine_similarity(one, bptt, dim=0) < 1 - 1e-6:
-        return ["at T = 1 there is no past, but its gradient is not BPTT's"]
+        return [
+            "at T = 1 there is no past, but its gradient is not BPTT's: if that is meant, declare "
+            "Promises(bptt_at_one_step=False)"
+        ]
     return []
 
 
@@ -299,7 +338,17 @@ def _says_otherwise(name: str, timesteps: int, build: Build, promised: Promises)
     if promised.one_backward_pass and unroll.backward_passes != 1:
         broken.append(f"it says that it goes backward once, but does so {unroll.backward_passes} times")
     if unroll.steps_again and not promised.computes_again:
-        broken.append("it runs steps a second time, but does not say that it computes again")
+        broken.append(
+            "it runs steps a second time, but does not say that it computes again: declare "
+            "Promises(computes_again=True)"
+        )
+    if unroll.passes_on_rates and not promised.pass_on_rates:
+        broken.append("it calls loss_of, but does not say so: declare Promises(pass_on_rates=True)")
+    broken += [
+        f'it uses {call}, but does not say that it needs it: declare Promises(needs=frozenset({{"{need}"}}))'
+        for need, call in unroll.needed.items()
+        if need not in promised.needs
+    ]
     return broken
 
 

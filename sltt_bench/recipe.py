@@ -387,9 +387,13 @@ def _apply(raw: dict[str, Any], dotted: str, value: Any) -> str | None:
     if dotted == "name":
         return "a recipe's name is that of its file; `sltt-bench init NAME` makes one"
     *parents, last = dotted.split(".")
+    if parents[:2] == ["tuning", "grid"]:  # its keys are dotted names themselves
+        parents, last = parents[:2], dotted.removeprefix("tuning.grid.")
     place: Any = raw
     for depth, parent in enumerate(parents):
-        if parent not in place and depth == 0 and parent in Recipe.model_fields:
+        if parent not in place and (
+            parent in Recipe.model_fields if depth == 0 else parents == ["tuning", "grid"]
+        ):
             place[parent] = {}
         if not isinstance(place, dict) or not isinstance(place.get(parent), dict):
             known = [key for key, below in place.items() if isinstance(below, dict)]

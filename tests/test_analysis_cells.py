@@ -487,6 +487,23 @@ def test_multiplications_that_depend_on_the_neuron_stand_beside_what_they_depend
     assert in_space[2] == 2 * in_space[3]
 
 
+def test_a_rule_without_a_backward_pass_has_no_share_of_it_through_time(copied: Path) -> None:
+    """A gradient estimated from forward passes alone, say."""
+    counts = pd.read_csv(copied / OPERATIONS_FILE)
+    counts.loc[
+        counts["counted_method"] == "sltt", ["spatial_multiplications", "temporal_multiplications"]
+    ] = 0
+    counts.to_csv(copied / OPERATIONS_FILE, index=False)
+    (section,) = gradients(Context(read_results([copied]), "bptt")).sections
+    table = next(block for block in section.blocks if block.title == "Multiplications, counted")
+    assert isinstance(table, Table)
+    headings = [heading.text for heading in table.headings]
+    method, share = headings.index("method"), headings.index("share of the backward pass")
+    shares = {row[method].text: row[share].value for row in table.rows}
+    assert shares["sltt"] is None
+    assert shares["bptt"]
+
+
 def _operations_of(folder: Path) -> tuple[list[str], list[list[Any]]]:
     """What the table of multiplications tells counts apart by; of SLTT the texts of these columns, and the count in space."""
     (section,) = gradients(Context(read_results([folder]), "bptt")).sections

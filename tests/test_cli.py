@@ -3,7 +3,9 @@
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.main import get_command
@@ -234,6 +236,19 @@ def test_flags_and_what_adds_up_may_be_given_again() -> None:
     again = ["run", "digits", "--dry-run", "--dry-run", "--set", "timesteps=2", "--set", "train.epochs=1"]
     again += ["--no-estimate", "--no-estimate"]
     assert CliRunner().invoke(app, again).exit_code == 0
+
+
+def test_the_help_of_every_verb_is_whole_in_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A word that is wider than its column is cut off, and with it names that nobody then knows of."""
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def cut(command: Any, *verbs: str) -> Iterator[str]:
+        for name, below in getattr(command, "commands", {}).items():
+            yield from cut(below, *verbs, name)
+        lines = CliRunner().invoke(app, [*verbs, "--help"]).output.splitlines()
+        yield from (f"{' '.join(verbs)}: {line}" for line in lines if "…" in line)
+
+    assert list(cut(get_command(app))) == []
 
 
 def test_help_and_usage_errors_do_not_load_torch() -> None:

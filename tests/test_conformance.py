@@ -141,6 +141,52 @@ class ByItsOwnSamples:
                 before = now
 
 
+class FollowsPotentials(Truncated):
+    def accumulate_gradients(self, unroll: Unroll) -> None:
+        with unroll.neurons(lambda layer, membrane, spikes: None):
+            super().accumulate_gradients(unroll)
+
+
+class Traces(Truncated):
+    def accumulate_gradients(self, unroll: Unroll) -> None:
+        with unroll.presynaptic(lambda layer, x: x):
+            super().accumulate_gradients(unroll)
+
+
+class DampsTheState(Truncated):
+    def accumulate_gradients(self, unroll: Unroll) -> None:
+        unroll.scale_state_gradient(0.5)
+        super().accumulate_gradients(unroll)
+
+
+class SavesTheState(Truncated):
+    def accumulate_gradients(self, unroll: Unroll) -> None:
+        unroll.restore_state(unroll.save_state())
+        super().accumulate_gradients(unroll)
+
+
+class KeepsOneLayer(Plain):
+    def accumulate_gradients(self, unroll: Unroll) -> None:
+        unroll.detach_state(but_for=1)
+        super().accumulate_gradients(unroll)
+
+
+class NegatesTheLoss:
+    def accumulate_gradients(self, unroll: Unroll) -> None:
+        for t in range(unroll.timesteps):
+            unroll.detach_state()
+            unroll.backward(-unroll.step(t))
+
+
+class PassesOnTheMeanInput:
+    def accumulate_gradients(self, unroll: Unroll) -> None:
+        with torch.no_grad():
+            for t in range(unroll.timesteps):
+                unroll.step(t)
+        unroll.restart()
+        unroll.backward(unroll.loss_of(unroll.inputs[0]))
+
+
 class ByTheWholeBatch(ByItsOwnSamples):
     def spikes_of(self, unroll: Unroll, spikes: torch.Tensor) -> float:
         return float(unroll.mean_over_batch(spikes)[0].mean())
@@ -212,8 +258,24 @@ class ScalesByOneDraw(Truncated):
         (Truncated, Promises(exact=True), "its gradient is not BPTT's"),
         (Truncated, Promises(one_backward_pass=True), "goes backward once, but does so 5 times"),
         (Truncated, Promises(online=True), "never calls update"),
-        (Updates, Promises(), "does not say that it learns online"),
-        (RunsStepsAgain, Promises(), "runs steps a second time, but does not say that it computes again"),
+        (Updates, Promises(), "does not say that it learns online: declare Promises\\(online=True\\)"),
+        (
+            Updates,
+            Promises(online=True),
+            'uses update, .* declare Promises\\(needs=frozenset\\({"update"}\\)\\)',
+        ),
+        (FollowsPotentials, Promises(), 'it uses neurons, but does not say that it needs it: .*{"membrane"}'),
+        (Traces, Promises(), 'it uses presynaptic, .*{"synapses"}'),
+        (DampsTheState, Promises(), 'it uses scale_state_gradient, .*{"state"}'),
+        (SavesTheState, Promises(), 'it uses restore_state, .*{"state"}'),
+        (KeepsOneLayer, Promises(), 'it uses detach_state\\(but_for=...\\), .*{"layers"}'),
+        (PassesOnTheMeanInput, Promises(), "it calls loss_of, .* declare Promises\\(pass_on_rates=True\\)"),
+        (NegatesTheLoss, Promises(), "if that is meant, declare Promises\\(bptt_at_one_step=False\\)"),
+        (
+            RunsStepsAgain,
+            Promises(),
+            "runs steps a second time, .* declare Promises\\(computes_again=True\\)",
+        ),
         (ByItsOwnSamples, Promises(), "two processes that share a batch are not that of the undivided batch"),
         (AsksWhereOthersDoNot, Promises(), "wait for one another in vain"),
         (PullsTowardsTheMean, Promises(online=True), "from one iteration to the next, which --resume loses"),
@@ -231,14 +293,15 @@ def test_a_broken_promise_is_named(
 
 
 def test_a_choice_by_the_whole_batch_conforms(monkeypatch: pytest.MonkeyPatch) -> None:
-    register(ByTheWholeBatch, Promises(), monkeypatch)
+    register(ByTheWholeBatch, Promises(needs=frozenset({"membrane"})), monkeypatch)
     check_method("broken")
 
 
 def test_what_is_carried_to_the_next_iteration_conforms_if_checkpoints_hold_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    register(PullsAndCarries, Promises(online=True, bptt_at_one_step=False), monkeypatch)
+    promised = Promises(online=True, bptt_at_one_step=False, needs=frozenset({"update"}))
+    register(PullsAndCarries, promised, monkeypatch)
     check_method("broken")
 
 

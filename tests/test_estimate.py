@@ -1,8 +1,9 @@
 """Estimates on fake tensors: equal to what is counted in real iterations, and to numbers worked out by hand."""
 
 import csv
+import re
 import signal
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import combinations
@@ -35,10 +36,12 @@ from sltt_bench.estimate.trace import (
 )
 from sltt_bench.experiment import assemble, make_backend
 from sltt_bench.interruptions import Interrupted
+from sltt_bench.kinds.training import instrumented_peak
 from sltt_bench.measure.fake_tensor_cache import RememberedOperations
 from sltt_bench.measure.fake_tensors import Executing, ValuesAreWanted
 from sltt_bench.measure.iteration_memory import IterationMemory, count_iteration
 from sltt_bench.measure.operations import OperationCounter, Work, in_phase
+from sltt_bench.measure.tensor_bytes import Cause
 from sltt_bench.plan import Cell
 from sltt_bench.recipe import load_recipe, recipe_names
 from sltt_bench.recipe_fields import Recipe
@@ -46,6 +49,7 @@ from sltt_bench.results.cell_row import Outcome
 from sltt_bench.results.schema import CELLS_FILE, ESTIMATES_FILE, FILES
 from sltt_bench.terminal import _Count
 from sltt_bench.torch_internals import FakeTensorMode
+from sltt_bench.unroll import Unroll
 from tests import plugin
 
 MakeCell = Callable[..., Cell]
@@ -138,6 +142,48 @@ def costliest(cell: Cell) -> IterationMemory:
 
 
 # Memory -----------------------------------------------------------------------------------------
+
+
+class CarriesMeans:
+    """SLTT beside a running mean of every weight."""
+
+    def __init__(self) -> None:
+        self.means: list[Tensor] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"means": self.means}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.means = state["means"]
+
+    def accumulate_gradients(self, unroll: Unroll) -> None:
+        weights = [parameter.detach() for parameter in unroll.network.parameters()]
+        self.means = self.means or [weight.clone() for weight in weights]
+        methods.create("sltt", unroll.timesteps).accumulate_gradients(unroll)
+        for mean, weight in zip(self.means, weights, strict=True):
+            mean.lerp_(weight, 0.1)
+
+
+def test_what_a_method_carries_is_in_the_peak_measured_and_estimated(
+    smoke_cell: MakeCell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def factory(match: re.Match[str], timesteps: int) -> CarriesMeans:
+        return CarriesMeans()
+
+    monkeypatch.setitem(methods.METHODS, "means", factory)  # type: ignore[arg-type]
+    peaks = {}
+    for name in ("sltt", "means"):
+        cell = smoke_cell(name, recipe="digits", train__precision="fp32", timesteps=3)
+        x, labels = (
+            torch.rand(cell.recipe.train.batch_size, 1, 8, 8),
+            torch.arange(cell.recipe.train.batch_size) % 10,
+        )
+        peaks[name] = instrumented_peak(cell, torch.device("cpu"), (x, labels), lambda inputs: inputs)
+        assert trace_memory(cell, "cpu").peak_bytes == peaks[name]
+    trace = trace_iteration(cell, "cpu")
+    assert peaks["means"] - peaks["sltt"] == 4 * trace.parameters
+    # Momentum and means:
+    assert trace.memory.peak_by_cause[Cause.OPTIMIZER_STATE] == 2 * 4 * trace.parameters
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,16 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 from result_builder import MIB, RECIPE, HandmadeRun, varied
+from torch.utils.data import TensorDataset
 from typer.testing import CliRunner
 
 from sltt_bench.cli import app
+from sltt_bench.data.loading import largest_class_share
 from sltt_bench.plan import Cell
 from sltt_bench.report.claims import judge
 from sltt_bench.report.grouping import make_groups
@@ -50,6 +54,48 @@ def test_sound_training_raises_no_doubt() -> None:
         {**row, "lr": lr} for row, lr in zip(rows(), ["0.1", "0.05", "0.0", "0.0", "0.0", "0.0"], strict=True)
     ]
     assert doubts(cosine, classes=10, test_samples=360) == []
+
+
+def test_an_accuracy_that_naming_the_largest_class_reaches_is_chance(tmp_path: Path) -> None:
+    """Nine tenths of one class, and inputs that tell nothing."""
+    three_quarters = rows(top1="0.{}5")[-1:]
+    (said,) = doubts(three_quarters, classes=2, test_samples=360, largest_class_share=0.75)
+    assert said == "test accuracy is at chance (75.0%, and one of 2 classes has 75.0% of the test samples)"
+    assert doubts(three_quarters, classes=2, test_samples=360, largest_class_share=0.74) == []
+    draws = np.random.default_rng(0)
+    labels = {
+        f"y_{split}": np.arange(count) // (0.9 * count) >= 1 for split, count in (("train", 80), ("test", 40))
+    }
+    samples = {
+        f"x_{split}": draws.normal(size=(count, 2, 4)) for split, count in (("train", 80), ("test", 40))
+    }
+    np.savez(tmp_path / "arrays.npz", **samples, **{key: of.astype(int) for key, of in labels.items()})
+    recipe = tmp_path / "one-sided.yaml"
+    recipe.write_text(
+        "extends: sequential-digits\ndata: {name: arrays, layout: sequences}\ntimesteps: 2\nloss: {window: null}\n"
+        "train: {epochs: 2, batch_size: 20}\nmethods: [sltt]\nseeds: [0]\n"
+    )
+    arguments = ["run", str(recipe), "--data-dir", str(tmp_path), "--device", "cpu", "--no-estimate"]
+    result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    (path,) = (tmp_path / "out").glob("one-sided/*/cells.csv")
+    row = pd.read_csv(path).iloc[0]
+    assert row["last_test_top1"] == 0.9
+    assert (
+        row["doubts"]
+        == "test accuracy is at chance (90.0%, and one of 2 classes has 90.0% of the test samples)"
+    )
+
+
+def test_the_largest_class_is_that_of_the_samples_that_are_evaluated() -> None:
+    class Silent(torch.utils.data.Dataset[int]):
+        def __len__(self) -> int:
+            return 3
+
+    labels = torch.tensor([0, 0, 0, 0, 1, 2, 2, 1])
+    assert largest_class_share(TensorDataset(labels, labels), None) == 0.5
+    assert largest_class_share(TensorDataset(labels, labels), 3) == pytest.approx(1 / 3)
+    assert largest_class_share(Silent(), None) is None
 
 
 def test_chance_narrows_with_more_samples() -> None:

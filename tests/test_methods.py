@@ -2,6 +2,7 @@
 
 import itertools
 import statistics
+import sys
 
 import pytest
 import torch
@@ -372,6 +373,16 @@ def test_the_equations_of_every_method_are_shown_with_their_source():
         assert "Source:" in result.output or "Meng et al. 2023" in result.output
     assert "a[t] = λ a[t−1] + x[t]" in methods.explanation("ottt")
     assert all(summary.count(";") >= 2 for _, summary in methods.descriptions())
+
+
+def test_of_several_plug_ins_in_one_module_each_is_explained_by_its_own_words(monkeypatch):
+    def factory(match, timesteps):
+        """Feedback through fixed random weights."""
+
+    monkeypatch.setitem(methods.METHODS, "fixed-feedback", factory)
+    assert methods.explanation("fixed-feedback") == "Feedback through fixed random weights."
+    del factory.__doc__
+    assert methods.explanation("fixed-feedback") == sys.modules[__name__].__doc__
 
 
 def test_the_past_of_one_layer_alone_reaches_its_gradient():

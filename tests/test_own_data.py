@@ -192,7 +192,15 @@ def test_sequences_of_another_length_are_refused(tmp_path: Path) -> None:
 
 
 FAULTS: dict[str, tuple[dict[str, Any], str]] = {
-    "no labels": ({"y_test": None}, "y_test"),
+    "no labels": ({"y_test": None}, "it has no array y_test; its arrays: x_train, y_train, x_test"),
+    "no samples of training": (
+        {"x_train": None},
+        "it has no array x_train; its arrays: y_train, x_test, y_test",
+    ),
+    "names as labels": (
+        {"y_train": np.array(["ant", "bee", "cow"])},
+        r"y_train is <U3 of shape \(3,\), .*; classes are numbered from 0, as numpy.unique\(labels, return_inverse=True\)",
+    ),
     "other shapes": (
         {"x_test": np.zeros((2, 6, 4))},
         r"samples are \[6, 5\] in x_train, but \(6, 4\) in x_test",
@@ -262,6 +270,23 @@ def test_counts_of_arrays_that_are_not_as_stated_are_refused_as_they_are_planned
     result = CliRunner().invoke(app, plan)
     assert result.exit_code == 2
     assert "the test split has 2 samples, but the recipe's data.test_samples says 4" in result.output
+
+
+@pytest.mark.parametrize(("labels", "some", "none"), [([1, 2, 3], 1, 0), ([0, 1, 1000], 1000, 2)])
+def test_a_class_that_no_sample_has_is_refused_unless_the_recipe_counts_it(
+    labels: list[int], some: int, none: int, tmp_path: Path
+) -> None:
+    content = arrays(y_train=np.array(labels), y_test=np.array(labels[:2]))
+    with pytest.raises(
+        DataError, match=f"some sample has the label {some}, but none has {none}; number the classes"
+    ):
+        load(tmp_path, content)
+    assert load(tmp_path, content, num_classes=1001).test[1][1] == labels[1]
+
+
+def test_a_class_may_be_in_one_split_only(tmp_path: Path) -> None:
+    np.savez(tmp_path / "arrays.npz", **arrays(y_train=np.array([0, 2, 0]), y_test=np.array([1, 1])))
+    assert data.source_type("arrays")().on_disk(tmp_path).classes == 3
 
 
 def test_verifying_arrays_looks_at_the_samples_too(tmp_path: Path) -> None:

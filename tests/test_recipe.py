@@ -53,6 +53,20 @@ def test_an_unknown_section_in_an_override_names_the_nearest() -> None:
     ]
 
 
+def test_one_searched_field_is_set_by_its_dotted_name() -> None:
+    one = {"tuning.grid.train.lr": [0.1, 1.0], "tuning.grid.neuron.tau": [1.1, 2.0]}
+    tuning = load_recipe("digits", one).tuning
+    assert tuning is not None
+    assert tuning.grid == {"train.lr": [0.1, 1.0], "neuron.tau": [1.1, 2.0]}
+    others = {"tuning.seeds": [1], "tuning.validation": {"split": "stratified", "share": 0.2, "samples": 10}}
+    without_tuning = load_recipe("mnist", {**one, **others}).tuning
+    assert without_tuning is not None
+    assert without_tuning.grid == tuning.grid
+    assert faults("digits", {"tuning.gird.train.lr": [1]}) == [
+        "tuning.gird.train.lr: there is no section 'gird' (did you mean 'grid'?)"
+    ]
+
+
 def test_unknown_registry_names_are_faults_with_the_nearest_name() -> None:
     text = "\n".join(faults("digits", {"data.name": "digit", "model.name": "cn"}))
     assert "data.name: unknown data set 'digit'" in text

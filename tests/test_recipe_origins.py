@@ -56,6 +56,9 @@ BLAMED = {
     ("run", "studies/tau", "--set", "seeds=[5]"): ["--set seeds: a study says its own; give --seed"],
     ("run", "studies/tau", "--set", "methods=[bptt]"): ["--set methods: a study says its own; give --method"],
     ("tune", "studies/tau", "--set", "study.limits=x"): ["--set study.limits: a study is asked by a file"],
+    ("tune", "digits", "--set", "tuning.grid.train.lr=[-1, 0.1]"): [
+        "--set tuning.grid.train.lr: Input should be greater"
+    ],
     ("tune", "digits", "--set", "tuning.grid={train.lr: [-1, 0.1]}"): [
         "--set tuning.grid: tuning.grid.train.lr: Input should be greater"
     ],

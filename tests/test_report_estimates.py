@@ -117,7 +117,7 @@ def test_limits_are_shown_where_they_were_searched(tmp_path: Path) -> None:
     assert shown(batches) == [["6", "64", "1,066", "5,333", "–"]]
     assert shown(steps) == [["6", "64", "33", "no limit met", "–"]]
     assert batches.notes == (
-        "At the row's T, in 1000 MiB less a safety margin. No batch is larger than the training set.",
+        "At the row's T, in 1000 MiB, the memory given less a safety margin. No batch is larger than the training set.",
     )
 
 

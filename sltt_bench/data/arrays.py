@@ -109,11 +109,22 @@ class Arrays(DataSource):
         return self.model_copy(
             update={
                 "shape": self.shape or sample,
-                "num_classes": self.num_classes or 1 + max(int(of.max(initial=0)) for of in labels.values()),
+                "num_classes": self.num_classes or self._counted_classes(data_dir, labels.values()),
                 "train_samples": self.train_samples or len(labels["train"]),
                 "test_samples": self.test_samples or len(labels["test"]),
             }
         )
+
+    def _counted_classes(self, data_dir: Path, labels: Iterable[np.ndarray]) -> int:
+        """One more than the largest label. Raises DataError if a smaller one is in neither split: chance and the size
+        of the output would be those of classes that nobody has."""
+        present = np.unique(np.concatenate([*labels]))
+        if len(gaps := np.flatnonzero(present != np.arange(len(present)))):
+            raise DataError(
+                f"data set {self.name!r}: {data_dir / self.file}: some sample has the label {present[gaps[0]]}, but none has "
+                f"{gaps[0]}; number the classes from 0 without gaps, or state data.num_classes"
+            )
+        return len(present)
 
     def _header(self, data_dir: Path, key: str) -> "tuple[tuple[int, ...], np.dtype[Any]]":
         """Shape and type of an array, without reading it. Raises DataError."""
@@ -121,7 +132,7 @@ class Arrays(DataSource):
         with (
             reading(self.name, path, *UNREADABLE, reason=f"{key}: {{}}"),
             zipfile.ZipFile(path) as archive,
-            archive.open(f"{key}.npy") as member,
+            archive.open(f"{self._named(data_dir, key, archive.namelist())}.npy") as member,
         ):
             version = np.lib.format.read_magic(member)
             read = (
@@ -132,6 +143,14 @@ class Arrays(DataSource):
             shape, _, numbers = read(member)
         return shape, numbers
 
+    def _named(self, data_dir: Path, key: str, members: Iterable[str]) -> str:
+        """The key, if the file has an array of this name. Raises DataError."""
+        held = [member.removesuffix(".npy") for member in members]
+        if key not in held:
+            some = ", ".join(held[:8]) + (", …" if len(held) > 8 else "")
+            raise self._damaged(data_dir, f"it has no array {key}; its arrays: {some or 'none'}")
+        return key
+
     def _read(self, data_dir: Path, key: str) -> np.ndarray:
         path = self._present(data_dir)
         # Objects would have to be unpickled, and a pickle can hold any program.
@@ -139,7 +158,7 @@ class Arrays(DataSource):
             reading(self.name, path, *UNREADABLE, reason=f"{key}: {{}}"),
             np.load(path, allow_pickle=False) as file,
         ):
-            array: np.ndarray = file[key]
+            array: np.ndarray = file[self._named(data_dir, key, file.files)]
         return array
 
     def _labels(self, data_dir: Path, split: str) -> np.ndarray:
@@ -148,7 +167,9 @@ class Arrays(DataSource):
         labels = self._read(data_dir, key)
         if labels.ndim != 1 or labels.dtype.kind not in "iu":
             raise self._damaged(
-                data_dir, f"{key} is {labels.dtype} of shape {labels.shape}, not whole numbers [N]"
+                data_dir,
+                f"{key} is {labels.dtype} of shape {labels.shape}, not whole numbers [N]; classes are numbered from 0, as "
+                "numpy.unique(labels, return_inverse=True)[1] does with names",
             )
         highest = self.num_classes - 1 if self.num_classes else np.iinfo(np.int64).max
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) <= highest:

@@ -5,6 +5,7 @@ number of workers or threads, on what a training method or dropout draws, or on 
 does loading disturb the generators that those draw from.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -175,6 +176,17 @@ def labels_of(dataset: Samples, *, needed: bool = False) -> Tensor:
     if labels is None:
         return torch.zeros(len(dataset), dtype=torch.int64)
     return torch.as_tensor(labels)
+
+
+def largest_class_share(dataset: Samples, limit: int | None) -> float | None:
+    """The share of the samples, of `limit` of them if that is given, that the largest class has: what always naming it
+    reaches. None if the data set does not say its labels."""
+    try:
+        labels = labels_of(dataset, needed=True)
+    except DataError:
+        return None
+    chosen = labels[evenly_spread(labels, limit)].tolist()
+    return max(Counter(chosen).values()) / len(chosen)
 
 
 def evenly_spread(labels: Tensor, limit: int | None) -> Tensor:

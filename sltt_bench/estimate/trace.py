@@ -180,6 +180,7 @@ def _count(subject: Experiment, batch: tuple[Tensor, Tensor], execute: Execute) 
         subject.network,
         batch,
         optimizer=subject.optimizer,
+        carried=subject.carried_by_method,
         execute=execute,
     )
 
@@ -227,3 +228,5 @@ def _warm_up(subject: Experiment, method: str, x: Tensor, labels: Tensor) -> Non
         driver = methods.create(method, steps)
         first = replace(subject, method=driver, timesteps=steps, window=None, average="losses")
     first.training_iteration(x[:, :steps] if subject.temporal else x, labels)
+    if isinstance(subject.method, methods.CarriesOver):  # it makes what it carries
+        subject.training_iteration(x, labels)

@@ -14,7 +14,7 @@ import torch
 
 from sltt_bench import data, engine, experiment, initialise, methods, provenance
 from sltt_bench.backends import unmeasurable
-from sltt_bench.data.loading import content, labels_of, make_loader
+from sltt_bench.data.loading import content, labels_of, largest_class_share, make_loader
 from sltt_bench.data.synthetic import synthetic_bundle
 from sltt_bench.data.validation import hold_back
 from sltt_bench.distributed import ALONE, Ranks, join, smallest_share
@@ -83,6 +83,8 @@ def train_and_evaluate(cell: Cell, job: Job, reporter: "Reporter", evaluated: Se
         if ranks.size > 1:
             reporter.send("measured_with", ranks_began_with=ranks.gather(own))
         reporter.facts(parameters=sum(p.numel() for p in subject.network.parameters()))
+        if "test" in evaluated and not cell.synthetic:
+            reporter.facts(largest_class_share=largest_class_share(bundle.test, cell.recipe.data.limit))
         engine.train(subject, setup, profiler, reporter)
         if "test" in evaluated:
             report_costs(cell, subject, setup, profiler, reporter)
@@ -289,7 +291,12 @@ def instrumented_peak(cell: Cell, device: Any, batch: Any, preprocess: Any, rank
         subject.training_iteration(inputs, labels)
 
     return count_iteration(
-        iterate, subject.network, [inputs, labels], optimizer=subject.optimizer, warm_up=iterate
+        iterate,
+        subject.network,
+        [inputs, labels],
+        optimizer=subject.optimizer,
+        carried=subject.carried_by_method,
+        warm_up=iterate,
     ).peak_bytes
 
 

@@ -29,13 +29,14 @@ def count_iteration(
     batch: Iterable[Tensor],
     *,
     optimizer: torch.optim.Optimizer | None = None,
+    carried: Callable[[], object] = tuple,
     warm_up: Callable[[], object] | None = None,
     execute: Execute | None = None,
 ) -> IterationMemory:
     """Peak of live tensor bytes of `iterate`, one training iteration in the steady state.
 
-    Parameters, buffers, what the optimiser carries and the batch count from the start; gradients and neuron
-    state do not exist yet. `warm_up` runs before, so that this is not the first iteration: the optimiser has
+    Parameters, buffers, what the optimiser carries, the tensors that `carried` returns in nested lists and mappings
+    (a method's, say) and the batch count from the start; gradients and neuron state do not exist yet. `warm_up` runs before, so that this is not the first iteration: the optimiser has
     made its state, and a backend may have learned what repeats. None: it has run. `execute` runs the operations.
     """
     if warm_up is not None:
@@ -43,6 +44,8 @@ def count_iteration(
     network.zero_grad(set_to_none=True)
     reset_state(network)
     gc.collect()
-    with TensorBytes(batch, network=network, optimizer=optimizer, execute=execute) as memory:
+    with TensorBytes(
+        batch, network=network, optimizer=optimizer, carried=carried(), execute=execute
+    ) as memory:
         iterate()
     return IterationMemory(memory.peak, memory.peak_by_cause, tuple(memory.changes))

@@ -42,7 +42,7 @@ class Cause(StrEnum):
     PARAMETERS = "parameters"
     """Parameters and buffers of the network."""
     OPTIMIZER_STATE = "optimizer state"
-    """What the optimiser carries from iteration to iteration."""
+    """What the optimiser carries from iteration to iteration, and what a method does."""
     INPUTS = "inputs"
     """The batch, and whatever else existed before."""
     GRADIENTS = "gradients"
@@ -74,10 +74,12 @@ class TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         *,
         network: nn.Module | None = None,
         optimizer: torch.optim.Optimizer | None = None,
+        carried: object = (),
         execute: Execute | None = None,
     ) -> None:
         """Registers the tensors that are alive before: `existing` (the batch, say; duplicates and
-        tensors of the network are welcome), and all that `network` and `optimizer` hold.
+        tensors of the network are welcome), all that `network` and `optimizer` hold, and those in `carried`,
+        nested lists and mappings of what else is kept from iteration to iteration.
 
         `execute(func, args, kwargs)` runs an operation; None: as without the counter.
         """
@@ -102,6 +104,7 @@ class TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._register_gradients()
         if optimizer is not None:
             self._register(tree_leaves(list(optimizer.state.values())), Cause.OPTIMIZER_STATE)
+        self._register(tree_leaves(carried), Cause.OPTIMIZER_STATE)
         self._register(existing, Cause.INPUTS)
 
     @property

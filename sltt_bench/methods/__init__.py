@@ -356,14 +356,14 @@ def descriptions() -> list[tuple[str, str]]:
 def explanation(name: str) -> str:
     """Returns the equations, source and deviations of the method `name`, from its module's docstring.
 
-    Does not import torch for built-in methods. Raises UnknownMethod.
+    A plug-in's factory may have its own, as a module may hold several methods. Does not import torch for built-in methods. Raises UnknownMethod.
     """
     match, entry = _find(name)
     if isinstance(entry, MethodEntry):
         path = Path(__file__).parent / f"{entry.module}.py"
         text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
     else:
-        text = inspect.getdoc(inspect.getmodule(entry)) or inspect.getdoc(entry)
+        text = inspect.getdoc(entry) or inspect.getdoc(inspect.getmodule(entry))
     return text or f"{match[0]} says nothing of itself"
 
 

@@ -92,7 +92,7 @@ def cell_row(cell: "Cell", outcome: Outcome, epochs: Mapping[int, Mapping[str, s
         "last_validation_top1": validation.get(last),
         "last_test_top1": accuracy.get(last),
         **{column.name: outcome.facts.get(column.name) for column in INFERENCE_COLUMNS},
-        "doubts": "; ".join(_doubts(cell, epochs)),
+        "doubts": "; ".join(_doubts(cell, outcome, epochs)),
         "exit_code": outcome.exit_code,
     }
 
@@ -109,7 +109,12 @@ def _neighbours(outcome: Outcome, epochs: Mapping[int, Mapping[str, str]]) -> in
     return max(counts, default=None)
 
 
-def _doubts(cell: "Cell", epochs: Mapping[int, Mapping[str, str]]) -> list[str]:
+def _doubts(cell: "Cell", outcome: Outcome, epochs: Mapping[int, Mapping[str, str]]) -> list[str]:
     data = cell.recipe.data
     samples = min(data.test_samples, data.limit or data.test_samples)
-    return doubts([epochs[epoch] for epoch in sorted(epochs)], classes=data.classes, test_samples=samples)
+    return doubts(
+        [epochs[epoch] for epoch in sorted(epochs)],
+        classes=data.classes,
+        test_samples=samples,
+        largest_class_share=outcome.facts.get("largest_class_share"),
+    )

@@ -10,10 +10,13 @@ Epoch = Mapping[str, str]
 """A row of epochs.csv as text."""
 
 
-def doubts(epochs: Sequence[Epoch], *, classes: int, test_samples: int) -> list[str]:
+def doubts(
+    epochs: Sequence[Epoch], *, classes: int, test_samples: int, largest_class_share: float | None = None
+) -> list[str]:
     """Returns a clause for each reason why the figures of these epochs may mean nothing; none if all is well.
 
-    The epochs must be in their order.
+    The epochs must be in their order. `largest_class_share`: of the test samples, what always naming one class
+    reaches; None if that is not known.
     """
     clauses = []
     if (rates := _figures(epochs, "firing_rate")) and not any(rates):
@@ -26,6 +29,9 @@ def doubts(epochs: Sequence[Epoch], *, classes: int, test_samples: int) -> list[
     top1 = _figures(epochs, "test_top1")
     if top1 and top1[-1] <= at_chance(classes, test_samples):
         clauses.append(f"{CHANCE} ({top1[-1]:.1%} with {classes} classes)")
+    elif top1 and largest_class_share is not None and top1[-1] <= largest_class_share:
+        of_one = f"one of {classes} classes has {largest_class_share:.1%} of the test samples"
+        clauses.append(f"{CHANCE} ({top1[-1]:.1%}, and {of_one})")
     return clauses
 
 

@@ -291,7 +291,7 @@ run_cell_id                        str!   cell_id of the same cell when it is ru
 parameters                         int    trainable parameters of the network
 peak_tensor_bytes                  int!   peak of live tensor bytes of one training iteration, on fake tensors
 parameter_bytes                    int    of that peak: parameters and buffers
-optimizer_state_bytes              int    of that peak: what the optimiser carries
+optimizer_state_bytes              int    of that peak: what the optimiser carries, and what a method carries to the next iteration
 input_bytes                        int    of that peak: the batch
 gradient_bytes                     int    of that peak: what becomes a parameter's gradient
 neuron_state_bytes                 int    of that peak: what stateful layers carry to the next time step

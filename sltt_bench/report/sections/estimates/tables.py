@@ -61,13 +61,13 @@ def _limit_tables(family: EstimateFamily, name: str) -> Iterator[Table]:
     rows, room = family.rows, " or ".join(scale_for("bytes", [room]).text(room) for room in family.rooms)
     if rows["largest_batch_size"].notna().any():
         title = "Largest batch that fits, estimated"
-        note = f"At the row's T, in {room} less a safety margin. No batch is larger than the training set."
+        note = f"At the row's T, in {room}, the memory given less a safety margin. No batch is larger than the training set."
         yield _pivot(
             family, f"{name}-largest-batch", title, "largest_batch_size", _whole, [note], of="memory_bytes"
         )
     if rows["largest_timesteps"].notna().any() or family.rooms:
         title = "Largest T that fits, estimated"
-        note = f"At the row's batch, in {room} less a safety margin. Searched up to T = 64, or to the row's T if larger."
+        note = f"At the row's batch, in {room}, the memory given less a safety margin. Searched up to T = 64, or to the row's T if larger."
         yield _pivot(
             family, f"{name}-largest-t", title, "largest_timesteps", _whole, [note], of="memory_bytes"
         )

@@ -151,5 +151,6 @@ def _count_column(heading: str, field: str) -> Column[Any]:
 
 
 def _share_through_time(row: Any) -> TableCell:
-    spatial, temporal = row["spatial_multiplications"], row["temporal_multiplications"]
-    return percent_cell(temporal / (spatial + temporal))
+    temporal = row["temporal_multiplications"]
+    backward = row["spatial_multiplications"] + temporal  # 0: a rule that estimates its gradient without one
+    return percent_cell(temporal / backward if backward else None)
