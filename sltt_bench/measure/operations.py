@@ -157,15 +157,15 @@ class OperationCounter:
         result = self._execute(func, args, kwargs)
         operation = getattr(func, "_overloadpacket", func)
         if operation in flop_registry:
-            multiply_adds = _multiply_adds(operation, args, kwargs, result)
+            multiply_adds = multiply_adds_of(operation, args, kwargs, result)
             self.operations.multiply_adds[self._location()] += multiply_adds
         else:
             multiply_adds = 0
             if factor := _ELEMENTWISE.get(operation):
                 self.operations.products[self._location()] += factor * result.numel()
         if _runs_kernel(func) and (written := tensors_in((result,))):
-            touched = [*tensors_in(_read(operation, args)), *tensors_in(kwargs.values()), *written]
-            sizes = tuple(sorted(map(_touched_bytes, touched)))
+            touched = [*tensors_in(read_by(operation, args)), *tensors_in(kwargs.values()), *written]
+            sizes = tuple(sorted(map(touched_bytes, touched)))
             self.operations.work[Work(multiply_adds, written[0].dtype, sizes)] += 1
         return result
 
@@ -216,7 +216,7 @@ def tensors_in(values: Iterable[Any]) -> list[Tensor]:
     return tensors
 
 
-def _multiply_adds(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
+def multiply_adds_of(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
     """Of an operation that torch has a formula for, which takes grouped convolutions' gradients for ungrouped ones."""
     if operation is not _aten.convolution_backward:
         return int(flop_registry[operation](*args, **kwargs, out_val=result) // 2)
@@ -235,12 +235,12 @@ def _runs_kernel(func: Any) -> bool:
     return not (returns and all(r.alias_info is not None and not r.alias_info.is_write for r in returns))
 
 
-def _read(operation: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+def read_by(operation: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """The arguments that an operation reads."""
     unread = _SHAPE_ALONE.get(operation)
     return args if unread is None else (*args[:unread], *args[unread + 1 :])
 
 
-def _touched_bytes(tensor: Tensor) -> int:
+def touched_bytes(tensor: Tensor) -> int:
     """An expanded tensor is read where it is stored, a slice only where it is."""
     return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())

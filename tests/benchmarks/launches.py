@@ -3,6 +3,9 @@
 Every computing operation of torch counts as one launch, and so does every function of native's kernels, as on
 a GPU (where a few are two launches). Launches on at most SMALL elements take a GPU no longer than their
 start. The counts are for a batch of two in bfloat16, with images so large that no layer's result is small.
+
+The same count gives what each kind of launch reads and writes, and the multiply-adds of convolutions, told apart
+by the pass in which they happen; `predict` makes a table of it.
 """
 
 import functools
@@ -11,15 +14,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from torch.utils.flop_counter import flop_registry
 
-from sltt_bench.backends.native import packed_spikes, standardising, step_weights
+from sltt_bench.backends.native import packed_spikes, standardising, step_weights, units
 from sltt_bench.backends.native.lif_torch import TorchKernels
-from sltt_bench.torch_internals import TorchDispatchMode, tree_leaves
+from sltt_bench.measure.operations import multiply_adds_of, read_by, touched_bytes
+from sltt_bench.torch_internals import TorchDispatchMode, inside_backward, storage_address, tree_leaves
 
 from .competitors import (
     Competitor,
@@ -36,7 +41,7 @@ SMALL = 4096
 LAYOUT = {
     "view", "as_strided", "detach", "alias", "t", "transpose", "permute", "expand", "slice", "select", "unsqueeze",
     "squeeze", "_unsafe_view", "_reshape_alias", "split", "unbind", "empty", "empty_like", "empty_strided", "new_empty",
-    "new_empty_strided", "is_same_size", "lift_fresh", "promote_types",
+    "new_empty_strided", "is_same_size", "lift_fresh", "promote_types", "device",
 }  # fmt: skip
 """Operations that only reshape a tensor or allocate memory, and launch nothing."""
 KERNELS = (
@@ -45,20 +50,44 @@ KERNELS = (
 )  # fmt: skip
 
 
+class Place(NamedTuple):
+    """Where in an iteration a launch belongs."""
+
+    phase: str
+    """forward, again (a unit of BPTT unit by unit) or backward."""
+    name: str
+
+
 class Launches(TorchDispatchMode):
-    """Counts launches within: `of` all by operation, `small` those of them on few elements."""
+    """Counts launches within: `of` all by operation, `small` those of them on few elements.
+
+    By place also launches (`at`), bytes read and written, and multiply-adds.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.of: Counter[str] = Counter()
         self.small = 0
+        self.at: Counter[Place] = Counter()
+        self.bytes: Counter[Place] = Counter()
+        self.multiply_adds: Counter[Place] = Counter()
+        self.is_again = False
+        """Whether a unit is being computed again."""
         self._within_kernel = False
+
+    def clear(self) -> None:
+        """Forget what has been counted."""
+        for counter in (self.of, self.at, self.bytes, self.multiply_adds):
+            counter.clear()
+        self.small = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
         if not self._within_kernel and name not in LAYOUT:
-            self._add(name, (args, kwargs, result))
+            packet, kwargs = func.overloadpacket, kwargs or {}
+            work = multiply_adds_of(packet, args, kwargs, result) if packet in flop_registry else 0
+            self._add(name, (args, kwargs, result), (read_by(packet, args), kwargs, result), work)
         return result
 
     def counting(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -73,15 +102,43 @@ class Launches(TorchDispatchMode):
                 result = function(*args, **kwargs)
             finally:
                 self._within_kernel = False
-            self._add(f"native: {name}", (args, kwargs, result))
+            given = (*args[:4], *args[5:]) if name == "forward" else args  # u[t] is written, not read
+            self._add(f"native: {name}", (args, kwargs, result), (given, kwargs, result))
             return result
 
         return counted
 
-    def _add(self, name: str, touched: Any) -> None:
-        sizes = [leaf.numel() for leaf in tree_leaves(touched) if isinstance(leaf, Tensor)]
+    def _add(self, name: str, involved: Any, moved: tuple[Any, Any, Any], multiply_adds: int = 0) -> None:
+        """`moved`: the arguments that are read, and the result; a tensor is moved once each way."""
+        sizes = [leaf.numel() for leaf in tree_leaves(involved) if isinstance(leaf, Tensor)]
         self.of[name] += 1
         self.small += max(sizes, default=0) <= SMALL
+        place = Place(self._phase(), name)
+        self.at[place] += 1
+        self.multiply_adds[place] += multiply_adds
+        for way in (moved[:2], moved[2:]):
+            tensors = [leaf for leaf in tree_leaves(way) if isinstance(leaf, Tensor)]
+            different = {(storage_address(one), one.storage_offset(), one.numel()): one for one in tensors}
+            self.bytes[place] += sum(map(touched_bytes, different.values()))
+
+    def _phase(self) -> str:
+        if self.is_again:
+            return "again"
+        return "backward" if inside_backward() else "forward"
+
+    def computing_again(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Returns the context of a unit that is computed again, in which launches are counted as such."""
+
+        @contextmanager
+        def counted(*args: Any) -> Iterator[None]:
+            with original(*args):
+                self.is_again = True
+                try:
+                    yield
+                finally:
+                    self.is_again = False
+
+        return counted
 
 
 @contextmanager
@@ -97,6 +154,9 @@ def kernels_counted(launches: Launches) -> Iterator[None]:
     originals = [(place, name, getattr(place, name)) for place, name in places]
     for place, name, function in originals:
         setattr(place, name, launches.counting(name, function))
+    again = (units._Run, "_computing_again", units._Run._computing_again)
+    originals.append(again)
+    setattr(*again[:2], launches.computing_again(again[2]))
     try:
         yield
     finally:
@@ -111,8 +171,7 @@ def launches_of(competitor: Competitor, problem: Problem) -> Launches:
         made = competitor.make(problem)
         for _ in range(3):
             made.iteration()
-        launches.of.clear()
-        launches.small = 0
+        launches.clear()
         with launches:
             made.iteration()
     return launches

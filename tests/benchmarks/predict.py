@@ -4,9 +4,12 @@ From a network's layers follow the tensors that its kernels read and write, and 
 iteration of SLTT at the paper's batch and T in fp16. Bytes over the data sheet's bandwidth are a bound on
 time. A launch costs the host a few microseconds (LAUNCH_US, assumed, not measured), which matters if it
 exceeds the GPU's own work.
+
+A second table takes an iteration of BPTT apart, as it is and unit by unit: what its kernels were counted to move
+on fake tensors at the paper's size. Its last line predicts the ratio of their times.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil, prod
@@ -18,9 +21,11 @@ from torch import Tensor, nn
 from sltt_bench import models
 from sltt_bench.backends.native.free_steps import AT_ONCE
 from sltt_bench.estimate.gpus import find_gpu
+from sltt_bench.measure.fake_tensors import fake_tensors, modules_stay_where_they_are
 from sltt_bench.neurons import LIF, LIFParameters, SpikingNeuron
 
 from .competitors import Problem, cifar_resnet18, gesture_vgg11, imagenet_nf_resnet34
+from .launches import Launches, launches_of, native
 
 GPU = "h100-sxm"
 LAUNCH_US = 5.0
@@ -178,6 +183,65 @@ def busy(layers: Layers, steps: int) -> float:
     return share
 
 
+BANDWIDTH = 4e12
+"""Bytes a second that the kernels of an H200 achieve, of 4.8e12 by its data sheet; assumed."""
+BPTT_MS = 17.89
+"""Measured time of an iteration of native BPTT, ResNet-18, on an H200; what bytes do not explain is taken for
+convolutions."""
+KINDS = {
+    "convolution": "convolutions", "convolution_backward": "convolutions",
+    "native: pack": "spikes to bits and back", "native: unpack": "spikes to bits and back",
+    "native: fire": "spikes made again from u",
+    "native: forward": "neurons, batch norm", "native: backward": "neurons, batch norm",
+    "native: backward_normalised": "neurons, batch norm", "native: backward_to_input": "neurons, batch norm",
+    "native: statistics": "neurons, batch norm",
+    "add": "sums", "add_": "sums",
+    "_to_copy": "casts and copies", "copy_": "casts and copies", "clone": "casts and copies",
+}  # fmt: skip
+"""Operation → its kind."""
+
+
+def counted(method: str, **options: Any) -> Launches:
+    """Returns the launches of an iteration of native on fake tensors, ResNet-18 at the paper's size."""
+    with fake_tensors(), modules_stay_where_they_are():
+        return launches_of(native(method, **options), cifar_resnet18(precision="bf16"))
+
+
+def by_kind(launches: Launches) -> dict[tuple[str, str], tuple[int, int, int]]:
+    """Returns launches, bytes and multiply-adds by phase and kind."""
+    sums: dict[tuple[str, str], tuple[int, int, int]] = {}
+    for place, number in launches.at.items():
+        key = (place.phase, KINDS.get(place.name, "other"))
+        one = (number, launches.bytes[place], launches.multiply_adds[place])
+        before = sums.get(key, (0, 0, 0))
+        sums[key] = (before[0] + one[0], before[1] + one[1], before[2] + one[2])
+    return sums
+
+
+def print_unit_by_unit() -> None:
+    """Print what BPTT moves, as it is and unit by unit, by kind, and the predicted ratio of times."""
+    whole, units = (by_kind(counted("bptt", recompute=recompute)) for recompute in (False, True))
+    nothing = (0, 0, 0)
+    differences = {
+        key: [b - a for a, b in zip(whole.get(key, nothing), units.get(key, nothing), strict=True)]
+        for key in {**whole, **units}
+    }
+
+    def line(title: str, *figures: Sequence[int]) -> None:
+        cells = (f"{n} / {moved / 2**30:.2f} / {work / 1e9:.0f}" for n, moved, work in figures)
+        print(f"| {title} | " + " | ".join(cells) + " |")
+
+    print("\n| launches / GiB / 10⁹ multiply-adds | BPTT | unit by unit | difference |\n|---|---:|---:|---:|")
+    for key in sorted(differences, key=lambda key: -differences[key][1]):
+        line(", ".join(key), whole.get(key, nothing), units.get(key, nothing), differences[key])
+    total = [[sum(one[i] for one in side.values()) for i in range(3)] for side in (whole, units)]
+    line("together", *total, [b - a for a, b in zip(*total, strict=True)])
+    moving = [1e3 * side[1] / BANDWIDTH for side in total]
+    per_multiplication = (BPTT_MS - moving[0]) / total[0][2]
+    ratio = (moving[1] + per_multiplication * total[1][2]) / BPTT_MS
+    print(f"\nPredicted, not measured: unit by unit takes {ratio:.2f} of BPTT's time.")
+
+
 def main() -> None:
     """Print the tables in Markdown."""
     gpu = find_gpu(GPU)
@@ -230,6 +294,7 @@ def main() -> None:
             else "– (batch norm)"
         ),
     )
+    print_unit_by_unit()
 
 
 if __name__ == "__main__":

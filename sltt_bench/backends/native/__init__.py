@@ -13,6 +13,7 @@
     graphs                            whole iterations replayed as CUDA graphs
     free_steps                        steps without a graph, several at once
     units                             BPTT unit after unit, which keeps only spikes
+    kept_graphs                       which of these units keep their graphs
     step_calls                        the calls of a step, from which the others decide what they may do
     plain_forward                     finds forward methods whose trace is complete
     packed_spikes (packing_triton)    spikes stored as bits

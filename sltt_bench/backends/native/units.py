@@ -10,8 +10,8 @@ which takes one more computation of the unit.
 
 A value that is no spike but that several units need (the residual stream of a normaliser-free network)
 is also a cut, and is kept unchanged. The outputs of the first layers for an image that is shown at every step
-are computed once. Units at the end of the network have small tensors; they keep their graphs in the memory
-that the largest unit needs anyway.
+are computed once. Units at the end of the network have small tensors; they keep their graphs, or the parts with
+the convolutions, in the memory that the largest unit needs anyway (`kept_graphs`).
 
 The operations of one step run in the network's order, so outputs, running statistics and
 masks equal those of a run step by step; gradients are the same sums in another order.
@@ -30,6 +30,7 @@ from torch import Tensor, fx, nn
 from torch.autograd.function import once_differentiable
 
 from sltt_bench.backends.native.foreign_calls import foreign_call
+from sltt_bench.backends.native.kept_graphs import KeptGraph, UnitSize, graphs_that_fit
 from sltt_bench.backends.native.loop_invariants import is_first_layer
 from sltt_bench.backends.native.packed_spikes import PackedSpikes
 from sltt_bench.backends.native.saved_tensor_hooks import Kept, Stored
@@ -55,12 +56,11 @@ from sltt_bench.neurons import (
 from sltt_bench.recomputation import tried_again
 from sltt_bench.torch_internals import HOOKS_OF_A_LAYER
 
-ROOM = 2.0
-"""Memory for kept graphs, as a multiple of the largest unit's graph. Its backward pass needs about as much
-again for the gradients of its spikes and of a parallel shortcut."""
-
 CHUNKS_BEYOND = 12
 """Up to this number of time steps, all steps of a unit are recomputed at once."""
+
+SINGLE = 2
+"""Tensors that the backward pass of a convolution with batch norm needs at one step, besides those kept."""
 
 MAKE_ANEW = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._BatchNorm)
 """Layers whose result has its own memory."""
@@ -104,8 +104,14 @@ class Unit:
     """Its layers that compute statistics of the batch and can be given them instead."""
     read_last: list[fx.Node] = field(default_factory=list)
     """Cuts that no later unit reads."""
-    graph_bytes: float = 0.0
-    """Estimated memory of its graph at one step, from the last iteration."""
+    x: fx.Node | None = None
+    """What the batch norm before its neurons reads, if nothing in the unit is computed once."""
+    value_bytes: int = 0
+    """Memory of its value at one step, from the last iteration."""
+    kept_bytes: int = 0
+    """Of what is kept of it."""
+    stored: dict[fx.Node, int] = field(default_factory=dict)
+    """Memory at one step of each value that its graph stores: x, and what convolutions read but for spikes."""
 
 
 class UnitNetwork:
@@ -121,6 +127,8 @@ class UnitNetwork:
             if reason := again.differs or again.draws or again.learns or again.overwrites:
                 raise NotSeparable(f"steps would be computed again, but {reason} ({foreign})")
         (self.input,) = (node for node in graph.nodes if node.op == "placeholder")
+        self.waiting = {unit: list(_waiting_for(unit, self.units)) for unit in self.units}
+        """Unit → the units whose values have gradients when the backward pass comes to it."""
         self._numbers = numbers_of_step(network)
         self._looked_into = {name: part for name, part in network.named_modules() if is_seen_through(part)}
 
@@ -133,20 +141,6 @@ class UnitNetwork:
             if any(getattr(part, hooks) for hooks in HOOKS_OF_A_LAYER):
                 return f"somebody has hooked {name or 'the network'}, whose layers are called one by one"
         return changed_number(self._numbers)
-
-    def units_with_graph(self, chunk_of: Callable[[Unit], int], timesteps: int) -> set[Unit]:
-        """Returns the last units whose graphs fit into the memory that the largest needs; none at first.
-
-        `chunk_of`: how many of the T steps of a unit are recomputed at once.
-        """
-        room = ROOM * max(unit.graph_bytes * chunk_of(unit) for unit in self.units)
-        chosen: set[Unit] = set()
-        for unit in reversed(self.units):
-            room -= unit.graph_bytes * timesteps
-            if room <= 0:
-                break
-            chosen.add(unit)
-        return chosen
 
     def sequence(self, inputs: Sequence[Tensor], hooks: Hooks, state_gradient: float = 1.0) -> "Sequenced":
         """Returns the network for one sequence of T inputs [batch, ...].
@@ -223,6 +217,9 @@ class _Run:
         """Values that later units of the forward pass still read."""
         self._gradients: dict[fx.Node, _Gradients] = {}
         self._graphs: dict[Unit, list[Tensor]] = {}
+        self._x: dict[Unit, dict[int, Tensor]] = {}
+        """x of a unit, with its graph, by step."""
+        self._kept_graphs: dict[Unit, KeptGraph] = {}
         self._at_once: set[Unit] = set()
         """Units that keep their graphs in all iterations but the first, which does not know their sizes.
 
@@ -238,21 +235,21 @@ class _Run:
         device = self._inputs[0].device.type
         enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
         self._autocast = lambda: torch.autocast(device, dtype=dtype, enabled=enabled)
-        with_graph = self._units.units_with_graph(self._chunk_of, len(self._inputs))
+        self._kept_graphs = self._graphs_that_fit()
         every_step = range(len(self._inputs))
         for unit in self._units.units:
             self._gradients[unit.target] = _Gradients()
             self._values[unit.target] = []
             with _state_of_its_own(unit):
-                if unit in with_graph:
+                if self._kept_graphs[unit].is_whole:
                     with torch.enable_grad(), self._hooks():
                         self._graphs[unit] = self._compute(unit, every_step, self._keep)
                 else:
-                    self._statistics[unit] = defaultdict(list)
+                    self._statistics[unit], self._x[unit] = defaultdict(list), {}
                     self._compute(unit, every_step, self._keep)
             for node in unit.read_last:
                 self._unpacked.pop(node, None)
-        self._at_once = self._units.units_with_graph(self._chunk_of, len(self._inputs))
+        self._at_once = {unit for unit, kept in self._graphs_that_fit().items() if kept.is_whole}
         return [value.tensor() for value in self._values.pop(self._units.units[-1].target)]
 
     def backward(self, gradients: Sequence[Tensor | None]) -> None:
@@ -265,13 +262,34 @@ class _Run:
             self._values.pop(unit.target, None)  # all its users are done
             if not self._gradients[unit.target].by_step:
                 self._graphs.pop(unit, None)
+                self._x.pop(unit, None)
                 continue
             if unit in self._graphs:
                 self._backward_from(self._graphs.pop(unit))
             else:
                 with _state_of_its_own(unit):
                     self._backward_again(unit)
-                del self._statistics[unit]
+                del self._statistics[unit], self._x[unit]
+
+    def _graphs_that_fit(self) -> dict[Unit, KeptGraph]:
+        """Returns what units keep of their graphs; nothing in the first iteration, which does not know sizes."""
+        timesteps, units = len(self._inputs), self._units.units
+        by_step = {
+            unit: sum(n for node, n in unit.stored.items() if not (self._repeated and node in unit.once))
+            for unit in units
+        }
+        sizes = [
+            UnitSize(
+                up_to_x=0 if unit.x is None else by_step[unit],
+                graph=by_step[unit] + unit.value_bytes,
+                at_once=self._chunk_of(unit),
+                gradients=SINGLE * unit.value_bytes
+                + timesteps * sum(other.value_bytes for other in self._units.waiting[unit]),
+                left=timesteps * unit.kept_bytes,
+            )
+            for unit in units
+        ]
+        return dict(zip(units, graphs_that_fit(sizes, timesteps), strict=True))
 
     def _chunk_of(self, unit: Unit) -> int:
         """Returns how many steps are recomputed at once."""
@@ -333,7 +351,8 @@ class _Run:
 
     def _keep(self, unit: Unit, value: Tensor) -> None:
         """Keep one more value of a cut."""
-        unit.graph_bytes = 2 * value.nbytes
+        unit.value_bytes = value.nbytes
+        unit.kept_bytes = value.numel() // 8 if unit.spiking else value.nbytes
         kept = PackedSpikes(value.detach(), unit.gain) if unit.spiking else Stored(value)
         self._values[unit.target].append(kept)
         if unit.spiking and len(self._inputs) <= CHUNKS_BEYOND:
@@ -369,23 +388,43 @@ class _Run:
 
     def _step(self, unit: Unit, step: int, once: dict[fx.Node, Tensor]) -> Tensor:
         """Returns the value of the unit's target at a step."""
-        values: dict[fx.Node, Any] = {}
+        if unit.x is None or step >= self._kept_graphs[unit].steps_of_x:
+            return self._evaluated(unit, unit.target, step, {}, once)
+        return self._evaluated(unit, unit.target, step, {unit.x: self._x_of(unit, step)}, once)
+
+    def _x_of(self, unit: Unit, step: int) -> Tensor:
+        """Returns x of a step. The first pass keeps its graph; one with a graph of its own takes that over."""
+        known = self._x[unit]
+        if step not in known:
+            assert unit.x is not None
+            with torch.enable_grad(), self._hooks():
+                known[step] = self._evaluated(unit, unit.x, step, {}, {})
+        return known.pop(step) if torch.is_grad_enabled() else known[step]
+
+    def _evaluated(
+        self, unit: Unit, last: fx.Node, step: int, values: dict[fx.Node, Any], once: dict[fx.Node, Tensor]
+    ) -> Tensor:
+        """Returns the value of the unit's operation `last` at a step, from the `values` of others."""
+        nodes = unit.nodes[: unit.nodes.index(last) + 1]
+        given = max((nodes.index(node) + 1 for node in values), default=0)
 
         def value_of(node: fx.Node) -> Any:
             if node not in values:
                 values[node] = once[node] if node in once else self._value_from_outside(node, step)
             return values[node]
 
-        for node in unit.nodes:
+        for node in nodes[given:]:
             if node in once:
                 continue
             result = self._evaluate(node, value_of)
+            if node in unit.stored:
+                unit.stored[node] = result.nbytes
             if self._repeated and node in unit.once:
                 once[node] = result
             values[node] = result
             for used in unit.last_uses[node]:
                 values.pop(used, None)
-        target: Tensor = values[unit.target] if unit.target in values else once[unit.target]
+        target: Tensor = values[last] if last in values else once[last]
         return target
 
     def _value_from_outside(self, node: fx.Node, step: int) -> Any:
@@ -585,6 +624,15 @@ def _cut(graph: fx.Graph, network: nn.Module) -> list[Unit]:
     return units
 
 
+def _waiting_for(unit: Unit, units: list[Unit]) -> Iterator[Unit]:
+    """Yields the units whose values have gradients when the backward pass begins with `unit`: that one, and
+    those before it that later units have read."""
+    last_reader = {node: number for number, reader in enumerate(units) for node in reader.read_last}
+    own = units.index(unit)
+    yield from (other for other in units[:own] if last_reader.get(other.target, 0) > own)
+    yield unit
+
+
 def _refuse_another_order(units: list[Unit], modules: dict[fx.Node, nn.Module]) -> None:
     """Raises NotSeparable if going unit by unit, not step by step, would reorder random draws or updates of a
     layer's running statistics."""
@@ -668,6 +716,7 @@ def _unit(
     for before, node in last_user.items():
         last_uses[node].append(before)
     core = cores.get(target)
+    computed_once = once & inside
     return Unit(
         target=target,
         nodes=nodes,
@@ -675,7 +724,28 @@ def _unit(
         core=core,
         spiking=core is not None and core.emits_spikes,
         gain=target.kwargs.get("gain", 1.0) if isinstance(core, SpikingNeuron) else 1.0,  # type: ignore[arg-type]
-        once=once & inside,
+        once=computed_once,
         modules=[part for node in nodes if node in modules for part in modules[node].modules()],
         norms=[modules[node] for node in nodes if hasattr(modules.get(node), "kept_statistics")],
+        stored=dict.fromkeys(_stored(nodes, cuts, modules), 0),
+        x=None if core is None or computed_once else _read_by_norm(target, inside, modules),
+    )
+
+
+def _stored(nodes: list[fx.Node], cuts: set[fx.Node], modules: dict[fx.Node, nn.Module]) -> list[fx.Node]:
+    """Returns the values made in a unit that its graph stores: what convolutions, linear layers and batch norms
+    read, unless it is computed again from other values."""
+    readers = (node for node in nodes if isinstance(modules.get(node), MAKE_ANEW))
+    read = {before for node in readers for before in node.all_input_nodes}
+    return [node for node in nodes if node in read - cuts and not _is_cheap(node, modules)]
+
+
+def _read_by_norm(target: fx.Node, inside: set[fx.Node], modules: dict[fx.Node, nn.Module]) -> fx.Node | None:
+    """Returns what the batch norm directly before the neurons reads, if it is computed in their unit."""
+    norm, *others = target.all_input_nodes
+    if others or not isinstance(modules.get(norm), nn.modules.batchnorm._BatchNorm):
+        return None
+    x, *others = norm.all_input_nodes
+    return (
+        x if not others and x in inside and set(x.users) == {norm} and set(norm.users) == {target} else None
     )
