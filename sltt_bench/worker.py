@@ -18,6 +18,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -214,7 +215,8 @@ def reporter_of(job: Mapping[str, Any], events: IO[str], kind: type[Reporter] = 
 
 def work_on(cell: Cell, job: Mapping[str, Any], reporter: Reporter) -> None:
     """What the cell's kind does, in this process. Raises whatever ends it."""
-    function = KINDS[cell.kind].load()  # loads torch
+    kind = KINDS[cell.kind]
+    function = kind.load()  # loads torch
     _freeze_what_is_loaded()
     from sltt_bench.torch_internals import leave_compiler_unloaded
 
