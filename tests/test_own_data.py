@@ -238,7 +238,6 @@ def test_a_fault_in_arrays_names_file_and_key(fault: str, tmp_path: Path) -> Non
         load(tmp_path, arrays(**changes))
 
 
-<<<<<<< HEAD
 OWN_ARRAYS = """
 extends: digits
 data: {name: arrays, shape: [6, 5], num_classes: 3, train_samples: 3, test_samples: 2}
@@ -273,25 +272,6 @@ def test_counts_of_arrays_that_are_not_as_stated_are_refused_as_they_are_planned
     assert "the test split has 2 samples, but the recipe's data.test_samples says 4" in result.output
 
 
-@pytest.mark.parametrize(("labels", "some", "none"), [([1, 2, 3], 1, 0), ([0, 1, 1000], 1000, 2)])
-def test_a_class_that_no_sample_has_is_refused_unless_the_recipe_counts_it(
-    labels: list[int], some: int, none: int, tmp_path: Path
-) -> None:
-    content = arrays(y_train=np.array(labels), y_test=np.array(labels[:2]))
-    with pytest.raises(
-        DataError, match=f"some sample has the label {some}, but none has {none}; number the classes"
-    ):
-        load(tmp_path, content)
-    assert load(tmp_path, content, num_classes=1001).test[1][1] == labels[1]
-
-
-def test_a_class_may_be_in_one_split_only(tmp_path: Path) -> None:
-    np.savez(tmp_path / "arrays.npz", **arrays(y_train=np.array([0, 2, 0]), y_test=np.array([1, 1])))
-    assert data.source_type("arrays")().on_disk(tmp_path).classes == 3
-
-
-=======
->>>>>>> stranger
 def test_verifying_arrays_looks_at_the_samples_too(tmp_path: Path) -> None:
     damaged = {"x_train": np.zeros((3, 6, 5)), "x_test": np.full((3, 6, 5), np.nan), "y_test": np.arange(3)}
     np.savez(tmp_path / "arrays.npz", **arrays(**damaged))
