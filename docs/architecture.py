@@ -15,15 +15,15 @@ CELL, NUMBER, TENSOR = "#2563ab", "#b45309", "#15803d"
 
 BOXES: dict[str, tuple[float, float, float, str, str]] = {
     # name: (x, y, width, title, files)
-    "recipe": (0.0, 6.0, 2.3, "recipe", "recipes/*.yaml\nrecipe.py"),
-    "plan": (2.9, 6.0, 2.0, "plan of cells", "plan.py"),
-    "runner": (5.5, 6.0, 2.0, "runner", "runner.py\nlanes.py"),
+    "recipe": (0.0, 6.0, 2.3, "recipe", "recipes/*.yaml\nplanning/recipe.py"),
+    "plan": (2.9, 6.0, 2.0, "plan of cells", "planning/plan.py"),
+    "runner": (5.5, 6.0, 2.0, "runner", "running/runner.py\nrunning/lanes.py"),
     "results": (5.5, 0.2, 2.0, "results", "results/"),
     "report": (2.9, 0.2, 2.0, "report", "report/"),
     "reader": (0.0, 0.2, 2.3, "you", "tables, plots, verdicts"),
-    "worker": (9.0, 6.0, 2.2, "worker", "worker.py\nkinds/"),
-    "experiment": (9.0, 4.1, 2.2, "experiment", "experiment.py"),
-    "engine": (9.0, 2.2, 2.2, "engine", "engine.py"),
+    "worker": (9.0, 6.0, 2.2, "worker", "running/worker.py\nkinds/"),
+    "experiment": (9.0, 4.1, 2.2, "experiment", "training/experiment.py"),
+    "engine": (9.0, 2.2, 2.2, "engine", "training/engine.py"),
     "measure": (9.0, 0.2, 2.2, "profiler", "measure/"),
     "data": (12.2, 6.0, 2.2, "data", "data/"),
     "network": (12.2, 4.1, 2.2, "network", "models/\nneurons.py  backends/"),
@@ -49,7 +49,13 @@ HEIGHT = 1.0
 def draw(axes: Axes) -> None:
     """All boxes and arrows."""
     process = FancyBboxPatch(
-        (8.6, 0.0), 6.2, 7.45, boxstyle="round,pad=0.1", facecolor="#f4f6f8", edgecolor=FAINT, linestyle="--"
+        (8.75, 0.0),
+        6.05,
+        7.45,
+        boxstyle="round,pad=0.1",
+        facecolor="#f4f6f8",
+        edgecolor=FAINT,
+        linestyle="--",
     )
     axes.add_patch(process)
     axes.text(14.65, 7.42, "a process of its own", ha="right", va="top", color=FAINT, fontsize=9)
@@ -79,7 +85,7 @@ def draw(axes: Axes) -> None:
         )
         if text:
             axes.text(
-                (a[0] + b[0]) / 2,
+                min(a[0], b[0]) + 0.55,  # outside the frame of the process
                 (a[1] + b[1]) / 2 + 0.12,
                 text,
                 ha="center",

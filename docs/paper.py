@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from sltt_bench.recipe import load_recipe
-from sltt_bench.recipe_fields import Recipe
+from sltt_bench.planning.recipe import load_recipe
+from sltt_bench.planning.recipe_fields import Recipe
 from sltt_bench.report.claims import HARMLESS
 from sltt_bench.report.grouping import make_groups
 from sltt_bench.report.groups import Group, NotComparable, method_order

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from sltt_bench.distributed import exchanged_bytes
-from sltt_bench.format import format_bytes
-from sltt_bench.recipe import load_recipe
-from sltt_bench.recipe_fields import Recipe
+from sltt_bench.common.format import format_bytes
+from sltt_bench.planning.recipe import load_recipe
+from sltt_bench.planning.recipe_fields import Recipe
 from sltt_bench.results.reader import read_results
 from sltt_bench.results.schema import ESTIMATES_FILE
+from sltt_bench.training.distributed import exchanged_bytes
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "scale.md"

@@ -12,7 +12,7 @@ from mkdocs.structure.files import File, Files
 
 from sltt_bench import methods
 from sltt_bench.methods import METHODS, MethodEntry
-from sltt_bench.recipe_schema import recipe_schema
+from sltt_bench.planning.recipe_schema import recipe_schema
 
 ROOT = Path(__file__).parent.parent
 OUTSIDE = {
@@ -72,7 +72,16 @@ def with_links_of_the_site(markdown: str, folder: Path) -> str:
 
 def command_line_reference() -> str:
     """Every verb with its options, from Typer itself."""
-    command = [sys.executable, "-m", "typer", "sltt_bench.cli", "utils", "docs", "--name", "sltt-bench"]
+    command = [
+        sys.executable,
+        "-m",
+        "typer",
+        "sltt_bench.command_line.cli",
+        "utils",
+        "docs",
+        "--name",
+        "sltt-bench",
+    ]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return text.replace("# `sltt-bench`", "# Command line", 1)
 

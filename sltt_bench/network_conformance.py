@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from sltt_bench import backends, methods, models
 from sltt_bench.backends import Backend
 from sltt_bench.conformance import NotConforming
-from sltt_bench.experiment import Experiment
 from sltt_bench.losses import step_loss
 from sltt_bench.models.normalisation import Normalisation
 from sltt_bench.models.options import ModelOptions, NormalisedOptions
@@ -22,6 +21,7 @@ from sltt_bench.neurons import LIFParameters, detach_state, reset_state, restore
 from sltt_bench.precision import Precision
 from sltt_bench.recomputation import tried_again
 from sltt_bench.synapses import SYNAPTIC, weights_of
+from sltt_bench.training.experiment import Experiment
 
 BATCH, TIMESTEPS = 6, 3
 NEURON = LIFParameters(tau=2.0, v_threshold=0.5)

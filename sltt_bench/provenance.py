@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 import sltt_bench
+from sltt_bench.common.plugins import loaded_plugins
+from sltt_bench.common.source_digest import own_source_sha256
 from sltt_bench.measure.nvml import NvmlUnavailable, list_gpus
-from sltt_bench.plugins import loaded_plugins
 from sltt_bench.results.private_paths import without_private_paths
 from sltt_bench.results.schema import SCHEMA_VERSION
-from sltt_bench.source_digest import own_source_sha256
 
 if TYPE_CHECKING:
     import torch

@@ -17,8 +17,8 @@ import typer.testing
 from forked import fork_instead_of_spawning
 from hypothesis import HealthCheck, Phase, settings
 
-from sltt_bench.plan import Cell
-from sltt_bench.recipe import load_recipe
+from sltt_bench.planning.plan import Cell
+from sltt_bench.planning.recipe import load_recipe
 
 # No deadline, since a busy machine is no fault of the code. Shrinking takes minutes, too long for CI.
 settings.register_profile(

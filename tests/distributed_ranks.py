@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sltt_bench import experiment
-from sltt_bench.distributed import Ranks, end_together, join
-from sltt_bench.plan import Cell
-from sltt_bench.recipe import load_recipe
+from sltt_bench.planning.plan import Cell
+from sltt_bench.planning.recipe import load_recipe
+from sltt_bench.training import experiment
+from sltt_bench.training.distributed import Ranks, end_together, join
 
 SAMPLES = (6, 6, 6, 6, 5)
 """Samples of each iteration; the last batch is smaller and divides unevenly."""

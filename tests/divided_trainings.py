@@ -11,10 +11,10 @@ from drawn_cells import METHODS, Drawn
 from engine_parts import Batches, Setup
 from torch import Tensor
 
-from sltt_bench import engine, experiment
-from sltt_bench.distributed import ALONE, Ranks
-from sltt_bench.errors import UserError
-from sltt_bench.experiment import Experiment, UnsupportedCell, training_mode
+from sltt_bench.common.errors import UserError
+from sltt_bench.training import engine, experiment
+from sltt_bench.training.distributed import ALONE, Ranks
+from sltt_bench.training.experiment import Experiment, UnsupportedCell, training_mode
 
 ITERATIONS = 5
 FURTHER_METHODS = (

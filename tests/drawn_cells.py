@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sltt_bench.plan import Cell
-from sltt_bench.recipe import load_recipe
+from sltt_bench.planning.plan import Cell
+from sltt_bench.planning.recipe import load_recipe
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 NETWORKS = ("mlp", "mlp", "cnn", "cnn") if INTERPRETED else (

@@ -22,7 +22,7 @@ from multiprocessing.reduction import DupFd
 from types import SimpleNamespace
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
-from sltt_bench import lanes, launch
+from sltt_bench.running import lanes, launch
 
 if TYPE_CHECKING:
     import pytest
@@ -31,11 +31,11 @@ LOADED = (
     "torch._dynamo",  # fake tensors and torch's checkpoints load it
     "torchvision",
     "pandas",
-    "sltt_bench.commands",
+    "sltt_bench.command_line.commands",
     "sltt_bench.report",
     "sltt_bench.data.digits",
-    "sltt_bench.worker",
-    "sltt_bench.engine",
+    "sltt_bench.running.worker",
+    "sltt_bench.training.engine",
     "sltt_bench.data.loading",
 )
 """Modules that every cell and every forked command would otherwise load anew."""

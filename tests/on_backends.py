@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from sltt_bench import backends, methods, models
 from sltt_bench.backends import Backend
 from sltt_bench.backends.native import Native
-from sltt_bench.experiment import Experiment, training_mode
 from sltt_bench.losses import step_loss
 from sltt_bench.methods import Method
 from sltt_bench.models.options import (
@@ -26,6 +25,7 @@ from sltt_bench.models.options import (
 )
 from sltt_bench.neurons import LIFParameters, SpikingNeuron, reset_state
 from sltt_bench.precision import Precision
+from sltt_bench.training.experiment import Experiment, training_mode
 from sltt_bench.unroll import Unroll
 
 T = 4

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sltt_bench.common.yaml_text import dump_yaml
 from sltt_bench.methods import backward_steps
 from sltt_bench.results.schema import (
     BENCH_FILE,
@@ -17,7 +18,6 @@ from sltt_bench.results.schema import (
     FILES,
     TIMELINE_FILE,
 )
-from sltt_bench.yaml_text import dump_yaml
 
 MIB = 2**20
 

@@ -18,11 +18,10 @@ from sltt_bench.analysis import watch as watch_module
 from sltt_bench.analysis.plan import full_paths, parse_epochs, plan_analysis
 from sltt_bench.analysis.watch import GradientNotFinite, GradientWatch, draw_rows, gradient_rows
 from sltt_bench.backends.reference import Reference
-from sltt_bench.cli import app
-from sltt_bench.experiment import assemble
+from sltt_bench.command_line.cli import app
 from sltt_bench.kinds.training import train_cell
-from sltt_bench.plan import Cell, Request
-from sltt_bench.recipe import RecipeError, load_recipe, parse_overrides
+from sltt_bench.planning.plan import Cell, Request
+from sltt_bench.planning.recipe import RecipeError, load_recipe, parse_overrides
 from sltt_bench.report.document import Context, Contribution, Figure, MissingFigure, Section, Table
 from sltt_bench.report.sections.gradients.families import find_families
 from sltt_bench.report.sections.gradients.section import gradients
@@ -37,7 +36,8 @@ from sltt_bench.results.schema import (
     OPERATIONS_FILE,
     PROVENANCE_FILE,
 )
-from sltt_bench.worker import Reporter
+from sltt_bench.running.worker import Reporter
+from sltt_bench.training.experiment import assemble
 
 SMOKE = ["digits", "--smoke", "--device", "cpu"]
 GRID = ["--over", "tau=1.0,2.0", "--over", "timesteps=2,3"]

@@ -15,15 +15,16 @@ import torch
 from drawn_cells import Drawn, another_kind_of_neuron
 from torch import Tensor
 
-from sltt_bench import experiment, methods
+from sltt_bench import methods
 from sltt_bench.analysis.gradients import undisturbed
 from sltt_bench.analysis.plan import _nothing_to_take_apart
 from sltt_bench.analysis.watch import GradientWatch
-from sltt_bench.errors import UserError
+from sltt_bench.common.errors import UserError
 from sltt_bench.estimate.estimates import estimate_cell
-from sltt_bench.experiment import Experiment, UnsupportedCell, training_mode
-from sltt_bench.plan import Cell
+from sltt_bench.planning.plan import Cell
 from sltt_bench.results.schema import DRAWS_FILE, GRADIENTS_FILE, METHOD_GRADIENTS_FILE, OPERATIONS_FILE
+from sltt_bench.training import experiment
+from sltt_bench.training.experiment import Experiment, UnsupportedCell, training_mode
 
 SAMPLES = 3
 TOLERANCE = 1e-8

@@ -15,7 +15,7 @@ from distributed_ranks import together
 from test_any_training import errors
 from torch import Tensor
 
-from sltt_bench.distributed import ALONE
+from sltt_bench.training.distributed import ALONE
 
 TOLERANCE = 1e-8
 """Of float64; relative for each tensor."""

@@ -12,11 +12,11 @@ import torch
 from drawn_cells import EVERY_METHOD, Drawn, another_kind_of_neuron
 from test_estimate import costliest
 
-from sltt_bench import experiment
-from sltt_bench.errors import UserError
+from sltt_bench.common.errors import UserError
 from sltt_bench.estimate.trace import trace_memory
-from sltt_bench.experiment import UnsupportedCell
-from sltt_bench.plan import Cell
+from sltt_bench.planning.plan import Cell
+from sltt_bench.training import experiment
+from sltt_bench.training.experiment import UnsupportedCell
 
 
 def drawn_cell(seed: int) -> Cell:

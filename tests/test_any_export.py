@@ -19,14 +19,14 @@ from drawn_cells import Drawn, another_kind_of_neuron
 from test_export import NODES
 from torch import Tensor
 
-from sltt_bench import engine, experiment
 from sltt_bench.backends.reference import Reference
-from sltt_bench.errors import UserError
-from sltt_bench.experiment import Experiment, UnsupportedCell, time_steps, training_mode
+from sltt_bench.common.errors import UserError
 from sltt_bench.export import ExportError, _converts
 from sltt_bench.export.nir_graph import nir_graph
 from sltt_bench.export.onnx_model import onnx_model
-from sltt_bench.plan import Cell
+from sltt_bench.planning.plan import Cell
+from sltt_bench.training import engine, experiment
+from sltt_bench.training.experiment import Experiment, UnsupportedCell, time_steps, training_mode
 
 METHODS = ("bptt", "sltt", "sltt-k1", "conversion")
 SMALL = ("mlp", "cnn")

@@ -18,11 +18,11 @@ from test_any_training import apart, assembled, errors, trained
 from test_estimate import costliest
 from torch import nn
 
-from sltt_bench import experiment
-from sltt_bench.errors import UserError
+from sltt_bench.common.errors import UserError
 from sltt_bench.estimate.trace import trace_memory
-from sltt_bench.experiment import UnsupportedCell
 from sltt_bench.measure.fake_tensors import ValuesAreWanted
+from sltt_bench.training import experiment
+from sltt_bench.training.experiment import UnsupportedCell
 
 
 def of_any_network(drawn: Drawn, **overrides: Any) -> Drawn:

@@ -14,13 +14,13 @@ import torch
 from drawn_cells import EVERY_METHOD, Drawn, another_kind_of_neuron
 from test_resume import InterruptedAfter, assert_same
 
-from sltt_bench import experiment
-from sltt_bench.engine import TrainingDiverged
-from sltt_bench.errors import UserError
-from sltt_bench.experiment import UnsupportedCell
+from sltt_bench.common.errors import UserError
 from sltt_bench.kinds.training import train_cell
-from sltt_bench.plan import Cell
+from sltt_bench.planning.plan import Cell
 from sltt_bench.results import checkpoints
+from sltt_bench.training import experiment
+from sltt_bench.training.engine import TrainingDiverged
+from sltt_bench.training.experiment import UnsupportedCell
 
 EPOCHS = 3
 TRAINED = (

@@ -27,10 +27,10 @@ from engine_parts import Batches, Setup
 from replays import RunsAgain, Taped
 from torch import Tensor
 
-from sltt_bench import engine, experiment
 from sltt_bench.backends.native.graphs import GraphedIterations, unsuited
-from sltt_bench.errors import UserError
-from sltt_bench.experiment import Experiment, UnsupportedCell, training_mode
+from sltt_bench.common.errors import UserError
+from sltt_bench.training import engine, experiment
+from sltt_bench.training.experiment import Experiment, UnsupportedCell, training_mode
 
 ITERATIONS = 8
 METHODS_OF_SPIKINGJELLY = ("sltt-k2-unbiased", "sltt-a", "bptt-l1", "ottt", "ottt-o", "e-prop")

@@ -37,11 +37,11 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from sltt_bench.backends.native.graphs import CaptureFailed, GraphedIterations
-from sltt_bench.cli import app
+from sltt_bench.command_line.cli import app
 from sltt_bench.data.synthetic import synthetic_bundle
 from sltt_bench.models.options import PreActResNetOptions, VGGOptions
+from sltt_bench.planning.recipe import load_recipe
 from sltt_bench.precision import ieee_float32
-from sltt_bench.recipe import load_recipe
 from sltt_bench.results.reader import read_results
 from sltt_bench.results.schema import BENCH_COLUMNS, BENCH_FILE
 from sltt_bench.results.writer import read_provenance

@@ -8,10 +8,10 @@ import torch
 from engine_parts import Batches, Setup
 from torch import Tensor, nn
 
-from sltt_bench import engine, experiment
-from sltt_bench.experiment import UnsupportedCell
-from sltt_bench.plan import Cell
-from sltt_bench.recipe import load_recipe
+from sltt_bench.planning.plan import Cell
+from sltt_bench.planning.recipe import load_recipe
+from sltt_bench.training import engine, experiment
+from sltt_bench.training.experiment import UnsupportedCell
 
 METHODS = (
     "bptt", "bptt-d0.5", "bptt-ckpt2", "bptt-l1", "tbptt-w2", "sltt", "sltt-k2", "sltt-a", "ottt", "ottt-o", "s-tllr", "pp-prop",

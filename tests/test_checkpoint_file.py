@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from sltt_bench.checkpoint_file import checkpoint_file
-from sltt_bench.cli import app
-from sltt_bench.initialise import InitError, load_initial_weights
-from sltt_bench.recipe import RecipeError
+from sltt_bench.command_line.cli import app
+from sltt_bench.planning.checkpoint_file import checkpoint_file
+from sltt_bench.planning.recipe import RecipeError
+from sltt_bench.training.initialise import InitError, load_initial_weights
 
 
 def saved(**options: bool) -> bytes:

@@ -11,10 +11,10 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from sltt_bench.cli import _complete_methods, _complete_recipe, app
-from sltt_bench.plan import Request, make_plans
-from sltt_bench.recipe import load_recipe, recipe_folder, recipe_names
-from sltt_bench.studies import task_name
+from sltt_bench.command_line.cli import _complete_methods, _complete_recipe, app
+from sltt_bench.planning.plan import Request, make_plans
+from sltt_bench.planning.recipe import load_recipe, recipe_folder, recipe_names
+from sltt_bench.planning.studies import task_name
 
 EVAL_RESULTS = ("export", "results", "-m", "sltt", "--format", "eval-results")
 
@@ -253,11 +253,11 @@ def test_the_help_of_every_verb_is_whole_in_a_terminal_of_80_columns(monkeypatch
 
 def test_help_and_usage_errors_do_not_load_torch() -> None:
     code = (
-        "import sys; from typer.testing import CliRunner; from sltt_bench.cli import app;"
+        "import sys; from typer.testing import CliRunner; from sltt_bench.command_line.cli import app;"
         "CliRunner().invoke(app, ['--help']); CliRunner().invoke(app, ['run', 'digit']);"
         "CliRunner().invoke(app, ['run', 'digits', '--dry-run']);"
         "CliRunner().invoke(app, ['list']);"
-        "import sltt_bench.commands, sltt_bench.runner, sltt_bench.results.reader, sltt_bench.report;"
+        "import sltt_bench.command_line.commands, sltt_bench.running.runner, sltt_bench.results.reader, sltt_bench.report;"
         "print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

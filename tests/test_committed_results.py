@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sltt_bench.plan import cell_from_dict
+from sltt_bench.planning.plan import cell_from_dict
 
 CELLS = sorted((Path(__file__).parents[1] / "results").rglob("cells/*.json"))
 

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from result_builder import RECIPE, HandmadeRun, varied
 
+from sltt_bench.command_line.submission import RULES
 from sltt_bench.results.reader import read_results
 from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE, RANKS_FILE, TIMELINE_FILE
-from sltt_bench.submission import RULES
 
 RESULTS = Path(__file__).parent.parent / "results"
 ON_A_CPU = RESULTS / "digits-transformer/20261126-085709-69f0"

@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sltt_bench import data, engine, experiment
+from sltt_bench import data
 from sltt_bench.backends.reference import Reference
 from sltt_bench.conversion import ConvertedNeuron
 from sltt_bench.data.loading import make_loader
-from sltt_bench.experiment import UnsupportedCell
 from sltt_bench.neurons import LIFParameters, reset_state
-from sltt_bench.plan import Cell
+from sltt_bench.planning.plan import Cell
+from sltt_bench.training import engine, experiment
+from sltt_bench.training.experiment import UnsupportedCell
 
 WIDTHS = (6, 8, 5, 3)
 

@@ -28,7 +28,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from sltt_bench import data
-from sltt_bench.cli import app
+from sltt_bench.command_line.cli import app
 from sltt_bench.data import DataBundle, DataError, DataPlace, dvs_gesture
 from sltt_bench.data.download import all_or_nothing, unpack
 from sltt_bench.data.events import EVENT, FrameCache, Framing, Recording, UnreadableEvents, count_frames

@@ -27,7 +27,7 @@ from data_files import (
 from PIL import Image
 
 from sltt_bench import data
-from sltt_bench.atomic_files import atomic_file
+from sltt_bench.common.atomic_files import atomic_file
 from sltt_bench.data import DataBundle, DataError, DataPlace, digits_saccade, dvs_cifar10, dvs_gesture
 from sltt_bench.data.digits_saccade import DigitsSaccade
 from sltt_bench.data.events import (

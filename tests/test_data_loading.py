@@ -18,7 +18,7 @@ from sltt_bench.data.dvs_gesture import DVSGesture
 from sltt_bench.data.imagenet import ImageNet
 from sltt_bench.data.loading import BatchOrder, Loader, content, derived_seed, evenly_spread, make_loader
 from sltt_bench.data.synthetic import POOL_BYTES, synthetic_bundle
-from sltt_bench.recipe import load_recipe
+from sltt_bench.planning.recipe import load_recipe
 
 CPU = torch.device("cpu")
 SAMPLES = 50

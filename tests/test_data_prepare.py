@@ -30,7 +30,7 @@ from torchvision.datasets import imagenet as torchvision_imagenet
 from typer.testing import CliRunner
 
 from sltt_bench import data
-from sltt_bench.cli import app
+from sltt_bench.command_line.cli import app
 from sltt_bench.data import DataError, DataFinding, DataPlace, no_progress, prepare, verify
 from sltt_bench.data.download import all_or_nothing, fetch
 

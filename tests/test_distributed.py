@@ -9,9 +9,11 @@ import torch
 from thinned import thinned
 from torch import nn
 
-from sltt_bench import experiment
 from sltt_bench.data.loading import BatchOrder
-from sltt_bench.distributed import (
+from sltt_bench.planning.plan import Cell
+from sltt_bench.planning.recipe import load_recipe
+from sltt_bench.training import experiment
+from sltt_bench.training.distributed import (
     ALONE,
     NotDivisible,
     Ranks,
@@ -19,8 +21,6 @@ from sltt_bench.distributed import (
     combined,
     exchanged_bytes,
 )
-from sltt_bench.plan import Cell
-from sltt_bench.recipe import load_recipe
 from tests import distributed_ranks
 from tests.distributed_ranks import Case, cases, cell_of, parameters_after_training
 

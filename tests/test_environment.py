@@ -17,14 +17,14 @@ import pandas as pd
 import pytest
 from test_kills import ARGUMENTS, only_run, rows, start, wait_until
 
-from sltt_bench import lanes
-from sltt_bench.interruptions import Interrupted, Interruptions
-from sltt_bench.lanes import Attempt, Lanes
-from sltt_bench.lasting_output import LastingOutput
-from sltt_bench.memory_limit import memory_limit, oom_kills
-from sltt_bench.plan import Cell
+from sltt_bench.common.lasting_output import LastingOutput
+from sltt_bench.common.memory_limit import memory_limit, oom_kills
+from sltt_bench.planning.plan import Cell
 from sltt_bench.results.cell_row import Outcome
 from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE
+from sltt_bench.running import lanes
+from sltt_bench.running.interruptions import Interrupted, Interruptions
+from sltt_bench.running.lanes import Attempt, Lanes
 
 
 def test_a_reader_that_goes_away_is_not_noticed() -> None:
@@ -82,7 +82,7 @@ def test_modules_in_the_folder_of_a_run_are_none_of_its_processes(
 
 
 def test_a_log_that_finds_no_room_hides_no_reason() -> None:
-    command = [sys.executable, "-m", "sltt_bench.worker"]
+    command = [sys.executable, "-m", "sltt_bench.running.worker"]
     with open("/dev/full", "wb") as log:
         worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
     assert worker.stdin is not None

@@ -16,7 +16,8 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from sltt_bench import methods
-from sltt_bench.cli import app
+from sltt_bench.command_line.cli import app
+from sltt_bench.command_line.terminal import _Count
 from sltt_bench.estimate.estimates import Estimate, LayerWork, estimate_cell, iterations_per_epoch
 from sltt_bench.estimate.gpus import GPU, GPUError, find_gpu, known_gpus, time_lower_bound_s
 from sltt_bench.estimate.search import (
@@ -34,21 +35,20 @@ from sltt_bench.estimate.trace import (
     trace_iteration,
     trace_memory,
 )
-from sltt_bench.experiment import assemble, make_backend
-from sltt_bench.interruptions import Interrupted
 from sltt_bench.kinds.training import instrumented_peak
 from sltt_bench.measure.fake_tensor_cache import RememberedOperations
 from sltt_bench.measure.fake_tensors import Executing, ValuesAreWanted
 from sltt_bench.measure.iteration_memory import IterationMemory, count_iteration
 from sltt_bench.measure.operations import OperationCounter, Work, in_phase
 from sltt_bench.measure.tensor_bytes import Cause
-from sltt_bench.plan import Cell
-from sltt_bench.recipe import load_recipe, recipe_names
-from sltt_bench.recipe_fields import Recipe
+from sltt_bench.planning.plan import Cell
+from sltt_bench.planning.recipe import load_recipe, recipe_names
+from sltt_bench.planning.recipe_fields import Recipe
 from sltt_bench.results.cell_row import Outcome
 from sltt_bench.results.schema import CELLS_FILE, ESTIMATES_FILE, FILES
-from sltt_bench.terminal import _Count
+from sltt_bench.running.interruptions import Interrupted
 from sltt_bench.torch_internals import FakeTensorMode
+from sltt_bench.training.experiment import assemble, make_backend
 from sltt_bench.unroll import Unroll
 from tests import plugin
 
@@ -965,8 +965,8 @@ def test_an_interrupted_sweep_keeps_what_was_estimated_and_goes_on(
 def test_several_processes_find_what_one_finds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, smoke_cell: MakeCell
 ) -> None:
-    monkeypatch.setattr("sltt_bench.commands.usable_processors", lambda: 2)
-    monkeypatch.setattr("sltt_bench.commands.WORTH_A_PROCESS", 2)
+    monkeypatch.setattr("sltt_bench.command_line.commands.usable_processors", lambda: 2)
+    monkeypatch.setattr("sltt_bench.command_line.commands.WORTH_A_PROCESS", 2)
     assert estimate(tmp_path, "--method", "bptt,sltt", "--timesteps", "1")[0] == 0
     peaks = {row["method"]: int(row["peak_tensor_bytes"]) for row in rows(tmp_path, ESTIMATES_FILE)}
     cells = (smoke_cell(method, timesteps=1) for method in ("bptt", "sltt"))

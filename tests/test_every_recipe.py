@@ -7,10 +7,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from sltt_bench.cli import app
-from sltt_bench.experiment import assemble, make_backend
-from sltt_bench.plan import Request, make_plans
-from sltt_bench.recipe import load_recipe, recipe_folder, recipe_names, study_names
+from sltt_bench.command_line.cli import app
+from sltt_bench.planning.plan import Request, make_plans
+from sltt_bench.planning.recipe import load_recipe, recipe_folder, recipe_names, study_names
+from sltt_bench.training.experiment import assemble, make_backend
 
 RUN_IN_CI = {
     "delayed-recall": "sltt",

@@ -16,16 +16,16 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from sltt_bench.backends.reference import Reference
-from sltt_bench.cli import app
-from sltt_bench.experiment import build_network
+from sltt_bench.command_line.cli import app
+from sltt_bench.common.yaml_text import read_yaml
 from sltt_bench.export import Benchmark, ExportError, export, trained_cell
 from sltt_bench.export.nir_graph import nir_graph
 from sltt_bench.export.onnx_model import Sequence, onnx_model
 from sltt_bench.models.normalisation import BatchNormThroughTime, TimeBatchNorm
 from sltt_bench.neurons import LIF, LIFParameters, reset_state
-from sltt_bench.recipe import load_recipe
-from sltt_bench.recipe_fields import Recipe
-from sltt_bench.yaml_text import read_yaml
+from sltt_bench.planning.recipe import load_recipe
+from sltt_bench.planning.recipe_fields import Recipe
+from sltt_bench.training.experiment import build_network
 
 # How a reader of the file runs its nodes: one Euler step of length 1, as their equations in NIR's paper say.
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from sltt_bench.common.extras import load_extra
 from sltt_bench.data.errors import DataError
-from sltt_bench.extras import load_extra
 
 
 @pytest.mark.parametrize(

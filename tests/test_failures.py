@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from sltt_bench.engine import TrainingDiverged
-from sltt_bench.failures import classify, out_of_memory_cause, unexplained_end
+from sltt_bench.common.failures import classify, out_of_memory_cause, unexplained_end
 from sltt_bench.kinds import training
-from sltt_bench.plan import Cell
+from sltt_bench.planning.plan import Cell
+from sltt_bench.training.engine import TrainingDiverged
 
 OUT_OF_MEMORY = {
     "caching allocator": torch.OutOfMemoryError(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sltt_bench.format import format_bytes, format_percent, format_seconds, parse_bytes, scale_for
+from sltt_bench.common.format import format_bytes, format_percent, format_seconds, parse_bytes, scale_for
 
 
 def test_bytes_have_binary_units_and_three_digits() -> None:

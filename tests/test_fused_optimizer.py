@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sltt_bench import experiment
-from sltt_bench.experiment import Experiment
-from sltt_bench.plan import Cell
-from sltt_bench.recipe import load_recipe
+from sltt_bench.planning.plan import Cell
+from sltt_bench.planning.recipe import load_recipe
+from sltt_bench.training import experiment
+from sltt_bench.training.experiment import Experiment
 
 ITERATIONS = 8
 

@@ -24,7 +24,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from typer.testing import CliRunner
 
-from sltt_bench.cli import app
+from sltt_bench.command_line.cli import app
 from sltt_bench.methods import METHODS
 
 
@@ -347,11 +347,11 @@ def test_modules_that_cannot_be_imported_are_named_beforehand(monkeypatch: pytes
 
 USED = """
 import conftest, benchmarks.__main__, test_on_a_gpu, test_precision, test_profiler, test_synchronisation
-import sltt_bench.cli, sltt_bench.runner, sltt_bench.worker, sltt_bench.kinds.training, sltt_bench.kinds.estimates
+import sltt_bench.command_line.cli, sltt_bench.running.runner, sltt_bench.running.worker, sltt_bench.kinds.training, sltt_bench.kinds.estimates
 from spikingjelly.activation_based import memopt, neuron
 from typer.testing import CliRunner
 report = ["report", "results/digits", "--format", "markdown", "--out", sys.argv[1] + "/report"]
-done = CliRunner().invoke(sltt_bench.cli.app, report)
+done = CliRunner().invoke(sltt_bench.command_line.cli.app, report)
 assert done.exit_code == 0, done.output
 """
 """What steps, the GPU tests and the report of the results import; the report loads some of it late."""

@@ -13,8 +13,8 @@ import torch
 from test_nvml import compile_fake
 from typer.testing import CliRunner
 
-from sltt_bench import doctor, torch_probe
-from sltt_bench.cli import app
+from sltt_bench.command_line import doctor, torch_probe
+from sltt_bench.command_line.cli import app
 from sltt_bench.kinds import training
 from sltt_bench.measure import Profiler, gpu_support
 from sltt_bench.measure.gpu_support import (
@@ -310,7 +310,7 @@ def test_the_doctor_says_what_the_loaders_need_of_shared_memory_and_open_files(
 
 
 def test_the_loaders_of_imagenet_hold_so_many_bytes() -> None:
-    from sltt_bench.recipe import load_recipe
+    from sltt_bench.planning.recipe import load_recipe
 
     recipe = load_recipe("imagenet-resnet34", {"data.workers": 3, "data.prefetch_factor": 2})
     # 2 loaders × 3 processes × 2 batches of 256 images of 3 × 224 × 224 bytes

@@ -11,9 +11,9 @@ import torch
 from typer.testing import CliRunner
 
 from sltt_bench import backends, data, methods, models
-from sltt_bench.cli import app
-from sltt_bench.plugins import PluginFailed
-from sltt_bench.recipe import RecipeError, load_recipe
+from sltt_bench.command_line.cli import app
+from sltt_bench.common.plugins import PluginFailed
+from sltt_bench.planning.recipe import RecipeError, load_recipe
 
 MODULES = {
     "raises": "raise RuntimeError('no [bold]such[/bold] card')",

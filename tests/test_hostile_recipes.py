@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from thinned import thinned
 from typer.testing import CliRunner
 
-from sltt_bench.cli import app
-from sltt_bench.recipe import RecipeError, find_recipe, load_recipe, parse_overrides, recipe_names
-from sltt_bench.yaml_text import MAX_BYTES, YAMLFault, dump_yaml, parse_yaml
+from sltt_bench.command_line.cli import app
+from sltt_bench.common.yaml_text import MAX_BYTES, YAMLFault, dump_yaml, parse_yaml
+from sltt_bench.planning.recipe import RecipeError, find_recipe, load_recipe, parse_overrides, recipe_names
 
 Write = Callable[[str, str], Path]
 

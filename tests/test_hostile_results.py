@@ -20,9 +20,11 @@ from result_builder import MIB, RECIPE, HandmadeRun, told
 from thinned import thinned
 from typer.testing import CliRunner
 
-from sltt_bench.cli import app
-from sltt_bench.plan import Cell
-from sltt_bench.recipe_fields import MAX_SEED
+from sltt_bench.command_line.cli import app
+from sltt_bench.command_line.run_overview import lines, overview
+from sltt_bench.command_line.submission import check
+from sltt_bench.planning.plan import Cell
+from sltt_bench.planning.recipe_fields import MAX_SEED
 from sltt_bench.results.reader import Results, read_results
 from sltt_bench.results.schema import (
     BENCH_FILE,
@@ -37,9 +39,7 @@ from sltt_bench.results.schema import (
 )
 from sltt_bench.results.tables import Skipped, read_rows
 from sltt_bench.results.writer import ResultsError, RunFolder
-from sltt_bench.run_overview import lines, overview
-from sltt_bench.runner import finished_cells
-from sltt_bench.submission import check
+from sltt_bench.running.runner import finished_cells
 
 COMMITTED = Path(__file__).parent.parent / "results"
 Damage = Callable[[str], str | bytes]

@@ -14,8 +14,8 @@ from test_kills import ARGUMENTS, start
 from thinned import thinned
 from typer.testing import CliRunner
 
-from sltt_bench import cli
-from sltt_bench.printable import make_console, printable
+from sltt_bench.command_line import cli
+from sltt_bench.common.printable import make_console, printable
 from sltt_bench.report.grouping import make_groups
 from sltt_bench.report.plots import style
 from sltt_bench.report.sections.estimates.families import estimate_rows

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from sltt_bench import models
-from sltt_bench.initialise import InitError, load_initial_weights
 from sltt_bench.models.options import NFResNetOptions, PreActResNetOptions, VGGOptions
 from sltt_bench.neurons import LIF, LIFParameters
+from sltt_bench.training.initialise import InitError, load_initial_weights
 
 NETWORKS = {
     "nf-resnet34": (NFResNetOptions(name="nf-resnet34", width=4), (3, 32, 32)),

@@ -15,21 +15,21 @@ from result_builder import HandmadeRun
 from rich.console import Console
 from typer.testing import CliRunner
 
-from sltt_bench import jobs, worker
-from sltt_bench import lanes as lanes_module
-from sltt_bench.cli import app
-from sltt_bench.interruptions import Interrupted
-from sltt_bench.jobs import JobsRefused, make_places
-from sltt_bench.lanes import Attempt, Lanes, Place
-from sltt_bench.plan import Cell, Plan, Request, make_plans
+from sltt_bench.command_line.cli import app
+from sltt_bench.command_line.terminal import _Lines
+from sltt_bench.planning.plan import Cell, Plan, Request, make_plans
 from sltt_bench.report.grouping import make_groups
 from sltt_bench.results.cell_row import Outcome
 from sltt_bench.results.reader import read_results
 from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE
 from sltt_bench.results.writer import RunFolder
-from sltt_bench.runner import PlannedRun, _Recording, run_plans
-from sltt_bench.terminal import _Lines
-from sltt_bench.worker import Reporter
+from sltt_bench.running import jobs, worker
+from sltt_bench.running import lanes as lanes_module
+from sltt_bench.running.interruptions import Interrupted
+from sltt_bench.running.jobs import JobsRefused, make_places
+from sltt_bench.running.lanes import Attempt, Lanes, Place
+from sltt_bench.running.runner import PlannedRun, _Recording, run_plans
+from sltt_bench.running.worker import Reporter
 
 MakeCell = Callable[..., Cell]
 SMOKE = ("--smoke", "--device", "cpu", "--no-estimate", "--set", "timesteps=2")

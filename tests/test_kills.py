@@ -20,7 +20,7 @@ import pytest
 import torch
 from forked import fork_instead_of_spawning
 
-from sltt_bench import cli
+from sltt_bench.command_line import cli
 from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE
 from sltt_bench.results.writer import RunFolder
 

@@ -18,23 +18,23 @@ from rich.console import Console
 from torch import nn
 from typer.testing import CliRunner
 
-from sltt_bench import launch
 from sltt_bench.backends.reference import Reference
-from sltt_bench.cli import app
+from sltt_bench.command_line.cli import app
+from sltt_bench.command_line.terminal import _Lines
 from sltt_bench.estimate.estimates import estimate_cell
 from sltt_bench.estimate.trace import trace_memory
-from sltt_bench.experiment import build_network
-from sltt_bench.interruptions import Interrupted
 from sltt_bench.measure.tensor_bytes import Cause
 from sltt_bench.neurons import layers_of_neurons
-from sltt_bench.plan import Cell, Plan
-from sltt_bench.recipe import load_recipe
+from sltt_bench.planning.plan import Cell, Plan
+from sltt_bench.planning.recipe import load_recipe
 from sltt_bench.report.grouping import make_groups
 from sltt_bench.results.reader import read_results
 from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE, RANKS_FILE
 from sltt_bench.results.writer import RunFolder
-from sltt_bench.runner import PlannedRun, run_plans
-from sltt_bench.terminal import _Lines
+from sltt_bench.running import launch
+from sltt_bench.running.interruptions import Interrupted
+from sltt_bench.running.runner import PlannedRun, run_plans
+from sltt_bench.training.experiment import build_network
 
 MakeCell = Callable[..., Cell]
 
@@ -308,6 +308,6 @@ def test_the_port_at_which_nodes_meet_is_free_and_none_that_systems_hand_out(
         taken.bind(("", 0))
         in_use = taken.getsockname()[1] - 10_000
         free = iter([in_use, 4_711, 4_712])
-        monkeypatch.setattr("sltt_bench.launch.secrets.randbelow", lambda _: next(free))
+        monkeypatch.setattr("sltt_bench.running.launch.secrets.randbelow", lambda _: next(free))
         assert launch.free_port() in (14_711, 14_712)
     assert all(10_000 <= launch.free_port() < 32_768 for _ in [monkeypatch.undo()] * 5)

@@ -14,11 +14,12 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from sltt_bench import commands, loggers
-from sltt_bench.cli import app
-from sltt_bench.interruptions import Interrupted
-from sltt_bench.plan import Cell, Plan
+from sltt_bench.command_line import commands
+from sltt_bench.command_line.cli import app
+from sltt_bench.planning.plan import Cell, Plan
 from sltt_bench.results.cell_row import Outcome
+from sltt_bench.running import loggers
+from sltt_bench.running.interruptions import Interrupted
 
 COLUMNS = ("train_loss", "test_top1", "train_s", "lr")
 SMOKE = ["run", "digits", "--method", "sltt", "--smoke", "--device", "cpu", "--no-estimate", "--seed", "3"]

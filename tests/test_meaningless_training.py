@@ -11,9 +11,9 @@ from result_builder import MIB, RECIPE, HandmadeRun, varied
 from torch.utils.data import TensorDataset
 from typer.testing import CliRunner
 
-from sltt_bench.cli import app
+from sltt_bench.command_line.cli import app
 from sltt_bench.data.loading import largest_class_share
-from sltt_bench.plan import Cell
+from sltt_bench.planning.plan import Cell
 from sltt_bench.report.claims import judge
 from sltt_bench.report.grouping import make_groups
 from sltt_bench.results.doubts import at_chance, disturbance, doubts, used_by_others

@@ -19,7 +19,7 @@ from one_batch import (
 from typer.testing import CliRunner
 
 from sltt_bench import methods
-from sltt_bench.cli import app
+from sltt_bench.command_line.cli import app
 from sltt_bench.methods import UnknownMethod
 from sltt_bench.methods.sltt_k import SLTTK
 from sltt_bench.models.layers import SequenceDropout

@@ -13,20 +13,20 @@ import torch
 from engine_parts import Batches, Rows, Setup
 from torch import Tensor, nn
 
-from sltt_bench import engine, experiment
+from sltt_bench.common.failures import DIVERGED
 from sltt_bench.estimate.trace import trace_memory
-from sltt_bench.experiment import Experiment
-from sltt_bench.failures import DIVERGED
 from sltt_bench.kinds.training import report_costs
 from sltt_bench.measure import Profiler
 from sltt_bench.measure.neurobench import InferenceCosts
 from sltt_bench.methods import bptt_checkpointed
 from sltt_bench.methods.rate import Rates
 from sltt_bench.neurons import LIF, LIFParameters
-from sltt_bench.plan import Cell
-from sltt_bench.recipe import load_recipe
+from sltt_bench.planning.plan import Cell
+from sltt_bench.planning.recipe import load_recipe
+from sltt_bench.running.worker import Reporter
+from sltt_bench.training import engine, experiment
+from sltt_bench.training.experiment import Experiment
 from sltt_bench.tuning.choice import is_lost
-from sltt_bench.worker import Reporter
 
 CPU = torch.device("cpu")
 

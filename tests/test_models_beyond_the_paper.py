@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from sltt_bench import models
 from sltt_bench.analysis.gradients import TrainingBatch, decompose
-from sltt_bench.experiment import neuron_parameters
 from sltt_bench.losses import step_loss
 from sltt_bench.measure.tensor_bytes import TensorBytes
 from sltt_bench.models.layers import Factories
@@ -20,7 +19,8 @@ from sltt_bench.models.options import ModelOptions, MSResNetOptions, SEWResNetOp
 from sltt_bench.models.sew_resnet import SEWBlock
 from sltt_bench.models.spikformer import SpikingSelfAttention
 from sltt_bench.neurons import LIF, LIFParameters, SpikingNeuron, reset_state
-from sltt_bench.recipe import RecipeError, load_recipe
+from sltt_bench.planning.recipe import RecipeError, load_recipe
+from sltt_bench.training.experiment import neuron_parameters
 
 IMAGENET, CIFAR = ((3, 224, 224), 1000), ((3, 32, 32), 10)
 PUBLISHED: dict[str, tuple[ModelOptions, tuple[tuple[int, ...], int], int, float]] = {

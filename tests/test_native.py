@@ -20,7 +20,7 @@ from on_backends import MODELS, T, build, gradient_error, train, train_own, trai
 from replays import RunsAgain
 from torch import Tensor, nn
 
-from sltt_bench import backends, engine, experiment, methods, models
+from sltt_bench import backends, methods, models
 from sltt_bench.backends import native
 from sltt_bench.backends.native import compilation
 from sltt_bench.backends.native.graphs import CaptureFailed, CudaCapture, GraphedIterations, steps_with_graph
@@ -28,8 +28,6 @@ from sltt_bench.backends.native.loop_invariants import Shared
 from sltt_bench.backends.native.neuron import NativeLIF
 from sltt_bench.backends.native.packed_spikes import PackedSpikes
 from sltt_bench.backends.native.saved_tensor_hooks import Computed, SpareRoom, Stored
-from sltt_bench.distributed import ALONE, Ranks
-from sltt_bench.experiment import Experiment, training_mode
 from sltt_bench.measure import Profiler
 from sltt_bench.measure.tensor_bytes import TensorBytes
 from sltt_bench.methods import Method
@@ -37,9 +35,12 @@ from sltt_bench.methods.sltt import SLTT
 from sltt_bench.models.layers import SequenceDropout
 from sltt_bench.models.options import PreActResNetOptions
 from sltt_bench.neurons import LIF, LIFParameters, reset_state
-from sltt_bench.plan import Cell
-from sltt_bench.recipe import load_recipe
+from sltt_bench.planning.plan import Cell
+from sltt_bench.planning.recipe import load_recipe
 from sltt_bench.torch_internals import compiled_so_far
+from sltt_bench.training import engine, experiment
+from sltt_bench.training.distributed import ALONE, Ranks
+from sltt_bench.training.experiment import Experiment, training_mode
 from sltt_bench.unroll import Unroll
 
 

@@ -19,7 +19,6 @@ from sltt_bench.backends.native.batch_norm import defer
 from sltt_bench.backends.native.kernels import KernelsByDevice
 from sltt_bench.backends.native.neuron import NativeLIF
 from sltt_bench.backends.native.step_calls import NotTraceable
-from sltt_bench.experiment import Experiment, assemble, make_backend
 from sltt_bench.measure.tensor_bytes import TensorBytes
 from sltt_bench.models.options import (
     MSResNetOptions,
@@ -29,9 +28,10 @@ from sltt_bench.models.options import (
     VGGOptions,
 )
 from sltt_bench.neurons import LIFParameters, reads_no_values, reset_state
-from sltt_bench.plan import Cell
-from sltt_bench.recipe import load_recipe
+from sltt_bench.planning.plan import Cell
+from sltt_bench.planning.recipe import load_recipe
 from sltt_bench.torch_internals import TorchDispatchMode, module_hooks
+from sltt_bench.training.experiment import Experiment, assemble, make_backend
 from sltt_bench.unroll import Unroll
 
 

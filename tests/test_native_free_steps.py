@@ -19,8 +19,6 @@ from sltt_bench.backends.native import free_steps, lif_torch
 from sltt_bench.backends.native.free_steps import AT_ONCE
 from sltt_bench.backends.native.graphs import GraphedIterations
 from sltt_bench.backends.native.neuron import NativeLIF
-from sltt_bench.distributed import Ranks
-from sltt_bench.experiment import Experiment
 from sltt_bench.losses import step_loss
 from sltt_bench.measure.iteration_memory import count_iteration
 from sltt_bench.methods import Method
@@ -36,6 +34,8 @@ from sltt_bench.models.options import (
 from sltt_bench.neurons import LIFParameters
 from sltt_bench.precision import Precision
 from sltt_bench.torch_internals import module_hooks
+from sltt_bench.training.distributed import Ranks
+from sltt_bench.training.experiment import Experiment
 
 CLASSES = 5
 SIZE = 32

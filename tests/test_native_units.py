@@ -21,13 +21,13 @@ from sltt_bench.backends.native.kept_graphs import KeptGraph, UnitSize, graphs_t
 from sltt_bench.backends.native.lif_torch import TorchKernels
 from sltt_bench.backends.native.packed_spikes import PackedSpikes
 from sltt_bench.backends.native.units import NotSeparable, UnitNetwork
-from sltt_bench.experiment import Experiment, assemble, make_backend
 from sltt_bench.measure.tensor_bytes import TensorBytes
 from sltt_bench.models.options import NFResNetOptions, PreActResNetOptions, VGGOptions
 from sltt_bench.neurons import LIF, LIFParameters
-from sltt_bench.plan import Cell
-from sltt_bench.recipe import load_recipe
+from sltt_bench.planning.plan import Cell
+from sltt_bench.planning.recipe import load_recipe
 from sltt_bench.torch_internals import TorchDispatchMode
+from sltt_bench.training.experiment import Experiment, assemble, make_backend
 from sltt_bench.unroll import Unroll
 
 

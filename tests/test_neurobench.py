@@ -10,7 +10,7 @@ from sltt_bench.models.layers import SequenceDropout
 from sltt_bench.models.nf_resnet import ScaledWSConv2d
 from sltt_bench.models.normalisation import ScaledWSLinear
 from sltt_bench.neurons import LIF, LIFParameters, reset_state
-from sltt_bench.recipe import load_recipe
+from sltt_bench.planning.recipe import load_recipe
 
 T, BATCH = 3, 4
 
@@ -105,7 +105,7 @@ def neurobench_says(network: nn.Module, steps: list[Tensor]) -> dict[str, float]
 
 
 def networks() -> dict[str, nn.Module]:
-    from sltt_bench.experiment import build_network
+    from sltt_bench.training.experiment import build_network
 
     neuron = LIFParameters()
     return {

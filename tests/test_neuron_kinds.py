@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from sltt_bench import backends, methods, models, neuron_kinds, neurons
 from sltt_bench.analysis.plan import plan_analysis
-from sltt_bench.experiment import neuron_parameters
 from sltt_bench.models.options import MLPOptions
 from sltt_bench.neuron_kinds import LAYERS, PLIF, DietLIF, Readout, layer_of_neurons
 from sltt_bench.neurons import LIFParameters, detach_state, reset_state
-from sltt_bench.plan import Request
-from sltt_bench.recipe import RecipeError, load_recipe
+from sltt_bench.planning.plan import Request
+from sltt_bench.planning.recipe import RecipeError, load_recipe
 from sltt_bench.surrogates import spike
+from sltt_bench.training.experiment import neuron_parameters
 from sltt_bench.unroll import Unroll
 
 KINDS: dict[str, dict[str, Any]] = {

@@ -15,8 +15,8 @@ from sltt_bench.models.mlp import Recurrent
 from sltt_bench.models.normalisation import KINDS, TimeBatchNorm
 from sltt_bench.models.options import CNNOptions, MLPOptions, PreActResNetOptions, VGGOptions
 from sltt_bench.neurons import LIF, LIFParameters, lif_step, reset_state
-from sltt_bench.plan import Request
-from sltt_bench.recipe import RecipeError, load_recipe
+from sltt_bench.planning.plan import Request
+from sltt_bench.planning.recipe import RecipeError, load_recipe
 from sltt_bench.unroll import Unroll
 
 T = 4

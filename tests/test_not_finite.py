@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from sltt_bench.not_finite import likely_cause
+from sltt_bench.training.not_finite import likely_cause
 
 FINITE = torch.ones(2, 3)
 

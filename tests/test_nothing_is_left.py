@@ -19,16 +19,16 @@ from every_method import labels_left_out
 from thinned import thinned
 from torch import Tensor
 
-from sltt_bench import experiment
 from sltt_bench.backends.native import loop_invariants
-from sltt_bench.engine import TrainingSetup, _evaluate_batch, _Totals, _train_batch, train
-from sltt_bench.experiment import Experiment
 from sltt_bench.measure import Profiler
 from sltt_bench.measure.process_memory import resident_bytes
 from sltt_bench.measure.tensor_bytes import TensorBytes
 from sltt_bench.neurons import Stateful
-from sltt_bench.plan import Cell
-from sltt_bench.recipe import load_recipe
+from sltt_bench.planning.plan import Cell
+from sltt_bench.planning.recipe import load_recipe
+from sltt_bench.training import experiment
+from sltt_bench.training.engine import TrainingSetup, _evaluate_batch, _Totals, _train_batch, train
+from sltt_bench.training.experiment import Experiment
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "recurrent": {"name": "mlp", "hidden": [8, 8], "recurrent": True, "dropout": 0.2},

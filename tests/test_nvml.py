@@ -182,7 +182,7 @@ with profiler_of() as profiler:
 
 def test_the_doctor_asks_whether_nvml_tells_the_memory_of_this_process(script: Script) -> None:
     printed = script("""
-from sltt_bench.torch_probe import measured
+from sltt_bench.command_line.torch_probe import measured
 figures = []
 now(process_used=1 * GIB, used=8 * GIB)
 profiler = profiler_of()

@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from sltt_bench import experiment
 from sltt_bench.backends.native.graphs import GraphedIterations
 from sltt_bench.backends.native.packed_spikes import PackedSpikes
 from sltt_bench.backends.native.standardising import standardise, standardise_backward
-from sltt_bench.engine import TrainingSetup, _Totals, _train_batch
-from sltt_bench.experiment import Experiment
-from sltt_bench.failures import classify
+from sltt_bench.common.failures import classify
 from sltt_bench.models.layers import SequenceDropout
 from sltt_bench.neurons import LIFParameters, reset_state
-from sltt_bench.plan import Cell
-from sltt_bench.recipe import load_recipe
+from sltt_bench.planning.plan import Cell
+from sltt_bench.planning.recipe import load_recipe
+from sltt_bench.training import experiment
+from sltt_bench.training.engine import TrainingSetup, _Totals, _train_batch
+from sltt_bench.training.experiment import Experiment
 
 pytestmark = pytest.mark.gpu
 

@@ -15,7 +15,7 @@ from data_files import write_image_folder
 from typer.testing import CliRunner
 
 from sltt_bench import data
-from sltt_bench.cli import app
+from sltt_bench.command_line.cli import app
 from sltt_bench.data import DataBundle, DataError, DataPlace
 from sltt_bench.kinds.training import content_sha256
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from sltt_bench.cli import app
+from sltt_bench.command_line.cli import app
 
 PAGE = (Path(__file__).parent.parent / "docs" / "own-method.md").read_text(encoding="utf-8")
 

@@ -49,7 +49,7 @@ def test_the_wheel_smoke_runs_in_an_environment_of_its_own_outside_the_checkout(
         archive.extractall(site)
     # The dependencies come from this environment; the checkout's own package must not.
     (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
-    code = "import sltt_bench.cli, sys; print(sltt_bench.__file__); sltt_bench.cli.main()"
+    code = "import sltt_bench.command_line.cli, sys; print(sltt_bench.__file__); sltt_bench.command_line.cli.main()"
     arguments = ["run", "digits", "--smoke", "--method", "sltt", "--device", "cpu", "--out", "out"]
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(

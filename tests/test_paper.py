@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from sltt_bench.recipe import load_recipe
+from sltt_bench.planning.recipe import load_recipe
 
 ROOT = Path(__file__).parent.parent
 COLUMNS = {"peak_memory": "memory_gb", "warm_epoch_time": "hours", "test_top1": "top1"}

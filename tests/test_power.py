@@ -12,7 +12,7 @@ from result_builder import RECIPE, HandmadeRun, varied
 from rich.console import Console
 from typer.testing import CliRunner
 
-from sltt_bench.cli import app
+from sltt_bench.command_line.cli import app
 from sltt_bench.report.power import (
     CAUTION,
     FIGURES,

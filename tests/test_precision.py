@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sltt_bench.kinds.training import measuring
-from sltt_bench.plan import Cell
+from sltt_bench.planning.plan import Cell
 from sltt_bench.precision import Precision, ieee_float32, resolve, set_float32_arithmetic
 
 

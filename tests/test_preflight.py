@@ -9,15 +9,15 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from sltt_bench import commands
-from sltt_bench.cli import app
-from sltt_bench.interruptions import Interrupted
+from sltt_bench.command_line import commands
+from sltt_bench.command_line.cli import app
 from sltt_bench.kinds import estimates
-from sltt_bench.lanes import Place
-from sltt_bench.plan import Cell
-from sltt_bench.preflight import Preflight, preflight
+from sltt_bench.planning.plan import Cell
 from sltt_bench.results.cell_row import Outcome
-from sltt_bench.runner import PlannedRun
+from sltt_bench.running.interruptions import Interrupted
+from sltt_bench.running.lanes import Place
+from sltt_bench.running.preflight import Preflight, preflight
+from sltt_bench.running.runner import PlannedRun
 
 RUN = ["run", "digits", "--smoke", "--device", "cpu", "--seed", "0"]
 BOTH = ["--method", "bptt,sltt"]
@@ -96,7 +96,7 @@ def test_an_estimate_that_takes_too_long_is_given_up_and_the_run_goes_on(
         begun.extend(cell.method for planned in runs for cell in planned.plan)
         return [Outcome("ok")]
 
-    monkeypatch.setattr("sltt_bench.preflight.computed", too_slow)
+    monkeypatch.setattr("sltt_bench.running.preflight.computed", too_slow)
     monkeypatch.setattr(commands, "start_runs", run)
     result = CliRunner().invoke(app, [*RUN, "--method", "sltt", "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output

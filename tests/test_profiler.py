@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from sltt_bench import backends
-from sltt_bench.distributed import combined
 from sltt_bench.measure import (
     Profiler,
     process_memory,
@@ -28,6 +27,7 @@ from sltt_bench.measure.processors import Processors, Shares
 from sltt_bench.measure.profiler import STOOD_STILL
 from sltt_bench.measure.sampler import LONGEST_PAUSE, Gauge, Sampler, pause_after
 from sltt_bench.results.schema import EPOCH_COLUMNS, TIMELINE_COLUMNS
+from sltt_bench.training.distributed import combined
 
 CPU = torch.device("cpu")
 MIB = 1 << 20

@@ -16,8 +16,8 @@ import torch
 
 import sltt_bench
 from sltt_bench import provenance
+from sltt_bench.common.source_digest import source_sha256
 from sltt_bench.results.private_paths import text_without_private_paths, without_private_paths
-from sltt_bench.source_digest import source_sha256
 
 
 def git(folder: Path, *arguments: str) -> str:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from sltt_bench.cli import app
-from sltt_bench.plan import Request, make_plans
-from sltt_bench.recipe import (
+from sltt_bench.command_line.cli import app
+from sltt_bench.planning.plan import Request, make_plans
+from sltt_bench.planning.recipe import (
     RecipeError,
     find_recipe,
     load_recipe,
@@ -20,7 +20,7 @@ from sltt_bench.recipe import (
     smoke_left_out,
     study_names,
 )
-from sltt_bench.recipe_fields import NOT_DECISIVE, Recipe
+from sltt_bench.planning.recipe_fields import NOT_DECISIVE, Recipe
 from sltt_bench.report.claims import unfit_when
 from sltt_bench.report.groups import flat, settings_of
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from sltt_bench.cli import app
-from sltt_bench.plan import Request, make_plans
-from sltt_bench.recipe import RecipeError, load_recipe
+from sltt_bench.command_line.cli import app
+from sltt_bench.planning.plan import Request, make_plans
+from sltt_bench.planning.recipe import RecipeError, load_recipe
 from sltt_bench.tuning.plan import plan_tuning
 
 Write = Callable[[str, str], Path]

@@ -9,10 +9,10 @@ import pytest
 from thinned import thinned
 from typer.testing import CliRunner
 
-from sltt_bench import recipe_schema
-from sltt_bench.cli import app
-from sltt_bench.recipe import load_recipe, recipe_folder, recipe_names
-from sltt_bench.yaml_text import read_yaml
+from sltt_bench.command_line.cli import app
+from sltt_bench.common.yaml_text import read_yaml
+from sltt_bench.planning import recipe_schema
+from sltt_bench.planning.recipe import load_recipe, recipe_folder, recipe_names
 
 FILES = sorted(recipe_folder().rglob("*.yaml"))
 

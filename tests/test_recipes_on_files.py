@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from sltt_bench.cli import app
+from sltt_bench.command_line.cli import app
 
 WRITERS: dict[str, Callable[[Path], dict[str, int]]] = {
     "mnist": data_files.write_mnist,

@@ -15,18 +15,19 @@ import torch.nn.functional as F
 from replays import RunsAgain
 from torch import Tensor, nn
 
-from sltt_bench import experiment, recomputation
+from sltt_bench import recomputation
 from sltt_bench.backends.native.foreign_calls import foreign_call
 from sltt_bench.backends.native.graphs import GraphedIterations
 from sltt_bench.backends.native.step_calls import trace_step
 from sltt_bench.kinds.training import train_cell
 from sltt_bench.models.layers import SequenceDropout
 from sltt_bench.neurons import Stateful
-from sltt_bench.plan import Cell
+from sltt_bench.planning.plan import Cell
+from sltt_bench.planning.recipe import load_recipe
 from sltt_bench.python_state import PythonState
-from sltt_bench.recipe import load_recipe
 from sltt_bench.recomputation import Repetition, tried_again
-from sltt_bench.worker import Reporter
+from sltt_bench.running.worker import Reporter
+from sltt_bench.training import experiment
 
 
 class OwnNorm(nn.Module):

@@ -10,13 +10,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from sltt_bench import backends, cell_checks, methods
+from sltt_bench import backends, methods
 from sltt_bench.backends.shipped import SERVES, refusal
-from sltt_bench.cli import app
-from sltt_bench.experiment import build_network, neuron_parameters
-from sltt_bench.interruptions import Interrupted
-from sltt_bench.plan import Cell, Request, make_plans, plans_of_all
-from sltt_bench.recipe import RecipeError, load_recipe
+from sltt_bench.command_line.cli import app
+from sltt_bench.planning.plan import Cell, Request, make_plans, plans_of_all
+from sltt_bench.planning.recipe import RecipeError, load_recipe
+from sltt_bench.running import cell_checks
+from sltt_bench.running.interruptions import Interrupted
+from sltt_bench.training.experiment import build_network, neuron_parameters
 from sltt_bench.tuning.plan import plan_tuning
 
 NEURONS: list[dict[str, Any]] = [
@@ -80,7 +81,7 @@ def test_a_backend_without_a_cell_is_refused() -> None:
 
 
 def test_a_backend_whose_package_is_missing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sltt_bench.plan.find_spec", lambda name: None)
+    monkeypatch.setattr("sltt_bench.planning.plan.find_spec", lambda name: None)
     with pytest.raises(RecipeError, match=r"--backend: spikingjelly needs .*'sltt-bench\[spikingjelly\]'"):
         make_plans("digits", Request(backends=("reference", "spikingjelly")))
     assert make_plans("digits", Request(backends=("native",)))

@@ -8,15 +8,15 @@ from matplotlib.figure import Figure as Drawing
 from result_builder import MIB, RECIPE, HandmadeRun, varied
 
 from sltt_bench import models
-from sltt_bench.recipe_fields import Recipe
+from sltt_bench.common.strict import ADDED_LATER as STRICT_LATER
+from sltt_bench.common.strict import Strict
+from sltt_bench.planning.recipe_fields import Recipe
 from sltt_bench.report.document import Context, Contribution, Figure, MissingFigure, Table, Verdict
 from sltt_bench.report.groups import ADDED_LATER, NO_SETTINGS, settings_of
 from sltt_bench.report.plots import style
 from sltt_bench.report.sections.estimates.families import CAUSES, find_families
 from sltt_bench.report.sections.estimates.section import estimated
 from sltt_bench.results.reader import read_results
-from sltt_bench.strict import ADDED_LATER as STRICT_LATER
-from sltt_bench.strict import Strict
 
 MEMORY = {
     "metric": "peak_memory", "method": "sltt", "baseline": "bptt", "relation": "at_most_ratio",

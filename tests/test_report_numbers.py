@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from result_builder import MIB, RECIPE, HandmadeRun, varied
 
-from sltt_bench.format import Scale, scale_for, significant
+from sltt_bench.common.format import Scale, scale_for, significant
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Context
 from sltt_bench.report.grouping import make_groups

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure as Drawing
 from matplotlib.text import Text
 from result_builder import MIB, RECIPE, HandmadeRun, varied
 
-from sltt_bench.format import Scale
+from sltt_bench.common.format import Scale
 from sltt_bench.methods import labels
 from sltt_bench.report import SECTIONS
 from sltt_bench.report.assemble import assemble

@@ -14,7 +14,7 @@ import pytest
 from result_builder import RECIPE, HandmadeRun, varied
 from rich.console import Console
 
-from sltt_bench.identity import short_hash
+from sltt_bench.common.identity import short_hash
 from sltt_bench.report import make_report
 from sltt_bench.report.claims import judge
 from sltt_bench.report.document import Context, Figure, MissingFigure, Table, Verdict

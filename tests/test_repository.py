@@ -10,7 +10,7 @@ from check_jsonschema import main as check_jsonschema
 from click.testing import CliRunner
 
 from sltt_bench import __version__
-from sltt_bench.yaml_text import read_yaml
+from sltt_bench.common.yaml_text import read_yaml
 
 ROOT = Path(__file__).parent.parent
 SCHEMAS = {
@@ -39,7 +39,7 @@ for name in ("killpg", "setsid", "getpgid", "getpgrp", "fork", "sched_getaffinit
     delattr(os, name)
 signal.Signals = [each for each in signal.Signals if each.name in ("SIGINT", "SIGTERM")]
 from typer.testing import CliRunner
-from sltt_bench.cli import app
+from sltt_bench.command_line.cli import app
 for arguments in (["--help"], ["list"], ["show", "digits"], ["run", "digits", "--dry-run"]):
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, (arguments, result.output, result.exception)

@@ -12,16 +12,16 @@ import torch
 from rich.console import Console
 from test_conformance import PullsAndCarries, register
 
-from sltt_bench import runner
+from sltt_bench.command_line.terminal import _Lines
 from sltt_bench.kinds.training import train_cell
 from sltt_bench.methods import Promises
-from sltt_bench.plan import Cell, Plan
-from sltt_bench.recipe import load_recipe
+from sltt_bench.planning.plan import Cell, Plan
+from sltt_bench.planning.recipe import load_recipe
 from sltt_bench.results import checkpoints
 from sltt_bench.results.schema import EPOCHS_FILE, RANKS_FILE
 from sltt_bench.results.writer import ResultsError, RunFolder
-from sltt_bench.terminal import _Lines
-from sltt_bench.worker import Reporter
+from sltt_bench.running import runner
+from sltt_bench.running.worker import Reporter
 
 RULES = ("sltt-k2", "sltt-a2-unbiased", "ottt-o", "s-tllr", "bptt-ckpt2")
 MORE_RULES = (

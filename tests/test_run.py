@@ -16,11 +16,11 @@ from plugin import install
 from typer.testing import CliRunner
 
 from sltt_bench import __version__
-from sltt_bench.cli import app
+from sltt_bench.command_line.cli import app
+from sltt_bench.common.source_digest import own_source_sha256, source_sha256
 from sltt_bench.report.grouping import make_groups
 from sltt_bench.results.reader import read_results
 from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE, FILES
-from sltt_bench.source_digest import own_source_sha256, source_sha256
 
 SMOKE = ["--smoke", "--device", "cpu", "--no-estimate"]
 SHORT = [*SMOKE, "--set", "timesteps=2"]

@@ -11,12 +11,11 @@ import pytest
 from plugin import install
 from typer.testing import CliRunner
 
-from sltt_bench import commands
-from sltt_bench import lanes as lanes_module
-from sltt_bench.cli import app
+from sltt_bench.command_line import commands
+from sltt_bench.command_line.cli import app
+from sltt_bench.command_line.terminal import _Lines
 from sltt_bench.kinds import KINDS
-from sltt_bench.lanes import Attempt, Lanes
-from sltt_bench.plan import Cell, Plan, Request, make_plans
+from sltt_bench.planning.plan import Cell, Plan, Request, make_plans
 from sltt_bench.results.cell_row import Outcome, cell_key, cell_row
 from sltt_bench.results.reader import Run
 from sltt_bench.results.schema import (
@@ -29,8 +28,9 @@ from sltt_bench.results.schema import (
     Kind,
 )
 from sltt_bench.results.writer import ResultsError, RunFolder, read_provenance, read_rows
-from sltt_bench.runner import NotRunnable, PlannedRun, run_plans
-from sltt_bench.terminal import _Lines
+from sltt_bench.running import lanes as lanes_module
+from sltt_bench.running.lanes import Attempt, Lanes
+from sltt_bench.running.runner import NotRunnable, PlannedRun, run_plans
 
 MakeCell = Callable[..., Cell]
 
@@ -85,7 +85,7 @@ def test_a_missing_data_set_is_said_once_and_before_anything_runs(tmp_path: Path
 
 
 def test_data_that_nothing_reads_are_not_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sltt_bench.commands.start_runs", lambda runs, display, **options: [])
+    monkeypatch.setattr("sltt_bench.command_line.commands.start_runs", lambda runs, display, **options: [])
     assert run("mnist", "--synthetic", "--data-dir", str(tmp_path))[0] == 0
     estimate = ["estimate", "mnist", "--out", str(tmp_path)]
     assert CliRunner().invoke(app, estimate).exit_code == 0
@@ -104,7 +104,7 @@ def test_resume_finds_its_run_while_another_plan_of_the_recipe_runs(
             folder.close()
         return []
 
-    monkeypatch.setattr("sltt_bench.commands.start_runs", open_only)
+    monkeypatch.setattr("sltt_bench.command_line.commands.start_runs", open_only)
     monkeypatch.setattr("sltt_bench.report.print_run", lambda folders, **options: None)
     first = ("digits", "--smoke", "--method", "sltt", "--out", str(tmp_path))
     assert run(*first)[0] == 0

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from sltt_bench.cli import app
-from sltt_bench.recipe import load_recipe, recipe_names
+from sltt_bench.command_line.cli import app
+from sltt_bench.planning.recipe import load_recipe, recipe_names
 
 RESULTS = Path(__file__).parent.parent / "results"
 

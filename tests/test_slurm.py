@@ -19,9 +19,9 @@ import pytest
 import slurm_cluster
 from typer.testing import CliRunner
 
-from sltt_bench import slurm
-from sltt_bench.cli import app
-from sltt_bench.plan import Request, make_plans
+from sltt_bench.command_line import slurm
+from sltt_bench.command_line.cli import app
+from sltt_bench.planning.plan import Request, make_plans
 from sltt_bench.report.grouping import make_groups
 from sltt_bench.results.reader import read_results
 from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE
@@ -316,9 +316,11 @@ def test_each_node_of_a_cell_has_its_share_of_the_processes(
     """Of eight processes on two nodes of four GPUs: four here, on a GPU each, with all processors among them."""
     given: dict[str, Any] = {}
     monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
-    monkeypatch.setattr("sltt_bench.jobs._visible_gpus", lambda: 4)
-    monkeypatch.setattr("sltt_bench.jobs.usable_processors", lambda: 16)
-    monkeypatch.setattr("sltt_bench.commands.run_plans", lambda plans, **options: given.update(options) or 0)
+    monkeypatch.setattr("sltt_bench.running.jobs._visible_gpus", lambda: 4)
+    monkeypatch.setattr("sltt_bench.running.jobs.usable_processors", lambda: 16)
+    monkeypatch.setattr(
+        "sltt_bench.command_line.commands.run_plans", lambda plans, **options: given.update(options) or 0
+    )
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     cell = {**smoke_cell(train__devices=8, train__batch_size=8).to_dict(), "device": device}
     slurm.CellJob(cell, "out", "data", (), None, neighbours=0)()

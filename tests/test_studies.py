@@ -14,17 +14,17 @@ from result_builder import RECIPE, HandmadeRun, varied
 from rich.console import Console
 from typer.testing import CliRunner
 
-from sltt_bench.cli import app
-from sltt_bench.commands import check_batches
-from sltt_bench.experiment import assemble, make_backend
-from sltt_bench.plan import Cell, Request, make_plans
-from sltt_bench.recipe import RecipeError, find_recipe, load_recipe, study_names
+from sltt_bench.command_line.cli import app
+from sltt_bench.command_line.commands import check_batches
+from sltt_bench.planning.plan import Cell, Request, make_plans
+from sltt_bench.planning.recipe import RecipeError, find_recipe, load_recipe, study_names
+from sltt_bench.planning.studies import Grid, Study, points
 from sltt_bench.report import numbers
 from sltt_bench.report.claims import unfit_when
 from sltt_bench.report.groups import flat
 from sltt_bench.results.schema import GRADIENTS_FILE
-from sltt_bench.runner import describe
-from sltt_bench.studies import Grid, Study, points
+from sltt_bench.running.runner import describe
+from sltt_bench.training.experiment import assemble, make_backend
 from sltt_bench.tuning.plan import plan_tuning
 
 NAMES = study_names()

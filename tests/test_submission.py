@@ -10,9 +10,9 @@ import pytest
 from result_builder import HandmadeRun
 from typer.testing import CliRunner
 
-from sltt_bench.cli import app
+from sltt_bench.command_line.cli import app
+from sltt_bench.command_line.submission import RULES
 from sltt_bench.results.reader import read_results
-from sltt_bench.submission import RULES
 
 ROOT = Path(__file__).parent.parent
 RUN = ROOT / "results/digits/20261123-213337-d52b"

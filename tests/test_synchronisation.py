@@ -14,13 +14,13 @@ from every_method import labels_left_out
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from sltt_bench import engine, experiment
-from sltt_bench.distributed import ALONE, Ranks
-from sltt_bench.engine import TrainingSetup, _Totals, _train_batch
-from sltt_bench.experiment import Experiment, build_optimizer
-from sltt_bench.plan import Cell
-from sltt_bench.recipe import load_recipe
+from sltt_bench.planning.plan import Cell
+from sltt_bench.planning.recipe import load_recipe
 from sltt_bench.torch_internals import TorchDispatchMode
+from sltt_bench.training import engine, experiment
+from sltt_bench.training.distributed import ALONE, Ranks
+from sltt_bench.training.engine import TrainingSetup, _Totals, _train_batch
+from sltt_bench.training.experiment import Experiment, build_optimizer
 
 ASKED_OF_A_TENSOR = {"item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__"}
 COPIED_FROM_THE_HOST = {"tensor", "new_tensor", "as_tensor", "asarray", "from_numpy"}

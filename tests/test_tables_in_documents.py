@@ -13,8 +13,8 @@ from benchmarks import predict
 from benchmarks.launches import COMPETITORS, PROBLEMS, WITHIN, launches_of
 
 from sltt_bench.estimate.trace import trace_memory
-from sltt_bench.plan import Cell
-from sltt_bench.recipe import load_recipe
+from sltt_bench.planning.plan import Cell
+from sltt_bench.planning.recipe import load_recipe
 from sltt_bench.report.statistics import paired_difference
 
 ROOT = Path(__file__).parent.parent

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from sltt_bench.recipe import load_recipe, recipe_names
+from sltt_bench.planning.recipe import load_recipe, recipe_names
 from sltt_bench.report.claims import judge
 from sltt_bench.report.grouping import make_groups
 from sltt_bench.report.groups import Group

@@ -20,11 +20,11 @@ from sltt_bench.data.delayed_recall import DelayedRecall
 from sltt_bench.data.digits import digits_split
 from sltt_bench.data.pixel_sequences import PermutedDigits, SequentialDigits
 from sltt_bench.data.vowels import Vowels, utterances
-from sltt_bench.experiment import assemble, time_steps
 from sltt_bench.kinds.training import train_cell
-from sltt_bench.plan import Cell
-from sltt_bench.recipe import RecipeError, load_recipe
-from sltt_bench.worker import Reporter
+from sltt_bench.planning.plan import Cell
+from sltt_bench.planning.recipe import RecipeError, load_recipe
+from sltt_bench.running.worker import Reporter
+from sltt_bench.training.experiment import assemble, time_steps
 
 T = 18
 SMALL = DelayedRecall(train_samples=64, test_samples=32)

@@ -16,10 +16,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
-from sltt_bench.experiment import assemble, make_backend
 from sltt_bench.measure.tensor_bytes import Cause, TensorBytes
 from sltt_bench.neurons import reset_state
-from sltt_bench.plan import Cell
+from sltt_bench.planning.plan import Cell
+from sltt_bench.training.experiment import assemble, make_backend
 
 N = 1000
 VECTOR = 4 * N

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from sltt_bench.plan import Cell, Plan
+from sltt_bench.command_line.terminal import _LiveTable, run_display
+from sltt_bench.planning.plan import Cell, Plan
 from sltt_bench.results.cell_row import Outcome
-from sltt_bench.terminal import _LiveTable, run_display
 
 ROW = {
     "epoch": 100,
@@ -90,7 +90,7 @@ def test_each_cell_is_a_row_of_80_columns_with_how_far_it_is(
     screen = Screen(cells)
     screen.begin(cells[:4])
     clock = iter((0.0, 3600.0))
-    monkeypatch.setattr("sltt_bench.terminal.monotonic", lambda: next(clock))
+    monkeypatch.setattr("sltt_bench.command_line.terminal.monotonic", lambda: next(clock))
     screen.table.batch(cells[0], {**BATCH, "epoch": 1, "done": 0})
     screen.table.epoch(cells[0], ROW)
     screen.table.preparing(cells[1], {"what": "digits: unpacking", "done": 3, "total": 10})
@@ -170,7 +170,7 @@ def test_the_table_stays_when_the_run_is_interrupted(smoke_cell: Callable[..., C
 def test_cells_that_a_resumed_run_keeps_are_finished(
     cells: list[Cell], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sltt_bench.terminal.finished_cells", lambda folder: {cells[0].cell_id})
+    monkeypatch.setattr("sltt_bench.command_line.terminal.finished_cells", lambda folder: {cells[0].cell_id})
     states = [row.split()[-1] for row in Screen(cells).rows[1:]]
     assert states == ["kept", *["waiting"] * 5]
 

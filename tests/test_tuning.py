@@ -15,21 +15,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from sltt_bench import runner
-from sltt_bench.cli import app
-from sltt_bench.interruptions import Interrupted
+from sltt_bench.command_line.cli import app
 from sltt_bench.kinds.training import try_setting
-from sltt_bench.plan import TUNED, Cell, Plan, Request
-from sltt_bench.recipe import RecipeError, load_recipe, recipe_names
-from sltt_bench.recipe_fields import Recipe
+from sltt_bench.planning.plan import TUNED, Cell, Plan, Request
+from sltt_bench.planning.recipe import RecipeError, load_recipe, recipe_names
+from sltt_bench.planning.recipe_fields import Recipe
 from sltt_bench.report.grouping import make_groups
 from sltt_bench.results.cell_row import Outcome, cell_row
 from sltt_bench.results.reader import read_results
 from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE, RANKS_FILE, TUNING_FILE
 from sltt_bench.results.writer import RunFolder, read_rows
+from sltt_bench.running import runner
+from sltt_bench.running.interruptions import Interrupted
+from sltt_bench.running.worker import Reporter
 from sltt_bench.tuning.choice import Trial, choose, is_lost
 from sltt_bench.tuning.plan import FinalTraining, plan_tuning
-from sltt_bench.worker import Reporter
 
 GRID = {"train.lr": [0.001, 0.003, 0.01, 0.03, 0.1]}
 TUNING = """

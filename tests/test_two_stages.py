@@ -15,15 +15,15 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
-from sltt_bench import lanes
-from sltt_bench.cli import app
-from sltt_bench.lanes import Place
-from sltt_bench.plan import Cell, Request, make_plans, plans_of_all
-from sltt_bench.recipe import RecipeError
+from sltt_bench.command_line.cli import app
+from sltt_bench.command_line.terminal import run_display
+from sltt_bench.planning.plan import Cell, Request, make_plans, plans_of_all
+from sltt_bench.planning.recipe import RecipeError
 from sltt_bench.results.schema import CELLS_FILE
 from sltt_bench.results.writer import RunFolder, read_rows
-from sltt_bench.runner import NotRunnable, PlannedRun, run_plans
-from sltt_bench.terminal import run_display
+from sltt_bench.running import lanes
+from sltt_bench.running.lanes import Place
+from sltt_bench.running.runner import NotRunnable, PlannedRun, run_plans
 
 STAGE_1 = """
 extends: digits

@@ -21,12 +21,12 @@ from sltt_bench.data.source import DataBundle, DataPlace
 from sltt_bench.data.synthetic import synthetic_bundle
 from sltt_bench.data.validation import ValidationSplit, hold_back, stratified
 from sltt_bench.kinds.training import train_cell
-from sltt_bench.plan import Cell
-from sltt_bench.recipe import RecipeError, load_recipe
+from sltt_bench.planning.plan import Cell
+from sltt_bench.planning.recipe import RecipeError, load_recipe
 from sltt_bench.report.grouping import make_groups
 from sltt_bench.results.cell_row import Outcome, cell_row
 from sltt_bench.results.reader import read_results
-from sltt_bench.worker import Reporter
+from sltt_bench.running.worker import Reporter
 
 FIFTH = ValidationSplit(samples=0)
 DIGITS = {"validation": {"samples": 287}}

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from sltt_bench import methods
-from sltt_bench.errors import nearest
-from sltt_bench.plan import Cell, Plan, Request, make_plans, processes_per_cell
-from sltt_bench.recipe import RecipeError
-from sltt_bench.recipe_fields import NeuronRecipe, Recipe
+from sltt_bench.common.errors import nearest
+from sltt_bench.planning.plan import Cell, Plan, Request, make_plans, processes_per_cell
+from sltt_bench.planning.recipe import RecipeError
+from sltt_bench.planning.recipe_fields import NeuronRecipe, Recipe
 
 LAST = "last"
 """The word for the recipe's last epoch."""

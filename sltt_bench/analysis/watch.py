@@ -22,12 +22,12 @@ from sltt_bench.analysis.gradients import (
     layers,
 )
 from sltt_bench.analysis.operations import count_methods
-from sltt_bench.experiment import Experiment, training_mode
 from sltt_bench.methods import backward_steps
-from sltt_bench.not_finite import likely_cause
+from sltt_bench.planning.recipe_fields import Recipe
 from sltt_bench.precision import ieee_float32
-from sltt_bench.recipe_fields import Recipe
 from sltt_bench.results.schema import DRAWS_FILE, GRADIENTS_FILE, METHOD_GRADIENTS_FILE, OPERATIONS_FILE
+from sltt_bench.training.experiment import Experiment, training_mode
+from sltt_bench.training.not_finite import likely_cause
 
 Row = dict[str, Any]
 Record = Callable[[str, Row], None]

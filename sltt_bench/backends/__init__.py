@@ -11,16 +11,16 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sltt_bench import methods
-from sltt_bench.errors import UserError, nearest
-from sltt_bench.plugins import find_plugin, plugins
+from sltt_bench.common.errors import UserError, nearest
+from sltt_bench.common.plugins import find_plugin, plugins
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from sltt_bench.experiment import Experiment
     from sltt_bench.methods import Need
     from sltt_bench.models.options import ModelOptions
     from sltt_bench.neurons import LIFParameters, SpikingNeuron
+    from sltt_bench.training.experiment import Experiment
     from sltt_bench.unroll import Unroll
 
 BACKENDS: dict[str, str] = {

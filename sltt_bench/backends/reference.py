@@ -14,7 +14,7 @@ from sltt_bench.neurons import LIFParameters, SpikingNeuron
 from sltt_bench.unroll import Unroll
 
 if TYPE_CHECKING:
-    from sltt_bench.experiment import Experiment
+    from sltt_bench.training.experiment import Experiment
 
 
 class Reference:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sltt_bench.backends import UnknownBackend
 from sltt_bench.backends.reference import Reference
 from sltt_bench.backends.shipped import SERVES, unserved_neuron
-from sltt_bench.extras import load_extra
+from sltt_bench.common.extras import load_extra
 from sltt_bench.methods import Need
 from sltt_bench.neurons import LIFParameters, SpikingNeuron
 

@@ -13,6 +13,8 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from sltt_bench.common.errors import nearest
+from sltt_bench.common.plugins import find_plugin, plugins
 from sltt_bench.data.errors import DataError, absent, command, with_remedy
 from sltt_bench.data.source import (
     DataBundle,
@@ -23,8 +25,6 @@ from sltt_bench.data.source import (
     Samples,
     no_progress,
 )
-from sltt_bench.errors import nearest
-from sltt_bench.plugins import find_plugin, plugins
 
 __all__ = [
     "DATASETS",

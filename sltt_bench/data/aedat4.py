@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from sltt_bench.common.extras import load_extra
 from sltt_bench.data.beside import Lost, ask, serve
 from sltt_bench.data.errors import DataError
 from sltt_bench.data.events import EVENT, UnreadableEvents, as_events, brighter
-from sltt_bench.extras import load_extra
 
 LIMIT_S = 600
 """A recording of 100 million events takes half a minute."""

@@ -21,9 +21,9 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from sltt_bench.common.extras import load_extra
 from sltt_bench.data.errors import DataError
 from sltt_bench.data.source import Progress
-from sltt_bench.extras import load_extra
 
 CHUNK_BYTES = 1 << 20
 TIMEOUT_S = 60

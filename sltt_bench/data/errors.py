@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sltt_bench.errors import UserError
+from sltt_bench.common.errors import UserError
 
 if TYPE_CHECKING:
     from sltt_bench.data.source import DataSource

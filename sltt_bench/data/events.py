@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from sltt_bench.atomic_files import atomic_file
+from sltt_bench.common.atomic_files import atomic_file
 from sltt_bench.data.errors import NOT_NUMPY, DataError, damaged
 from sltt_bench.data.images import is_hidden
 from sltt_bench.data.source import (

@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from sltt_bench.common.extras import load_extra
 from sltt_bench.data.download import already_there, fetch, tonic_dataset, unpack_and_find, unpack_to
 from sltt_bench.data.errors import DataError, absent
 from sltt_bench.data.events import (
@@ -25,7 +26,6 @@ from sltt_bench.data.events import (
 )
 from sltt_bench.data.images import class_folders
 from sltt_bench.data.source import Count, Progress, Seed
-from sltt_bench.extras import load_extra
 
 EVENT_BYTES = 5
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import AfterValidator, Field, model_validator
 
+from sltt_bench.common.strict import Strict
+from sltt_bench.common.yaml_text import YAMLFault, parse_yaml
 from sltt_bench.data.errors import DamagedData, DataError, UnendingRead
-from sltt_bench.strict import Strict
-from sltt_bench.yaml_text import YAMLFault, parse_yaml
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
+from sltt_bench.common.extras import load_extra
 from sltt_bench.data.download import fetch_and_unpack
 from sltt_bench.data.errors import DataError, absent, damaged, reading
 from sltt_bench.data.images import class_folders
@@ -25,7 +26,6 @@ from sltt_bench.data.source import (
     SamplesInFiles,
     Shape,
 )
-from sltt_bench.extras import load_extra
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from sltt_bench.common.extras import load_extra
 from sltt_bench.data.beside import Lost, ask, serve
 from sltt_bench.data.download import already_there, fetch, tonic_dataset, unpack_and_find
 from sltt_bench.data.errors import DamagedData, DataError, UnendingRead, absent, damaged, reading
@@ -28,7 +29,6 @@ from sltt_bench.data.source import (
     Progress,
     Shape,
 )
-from sltt_bench.extras import load_extra
 
 if TYPE_CHECKING:
     from torch import Tensor

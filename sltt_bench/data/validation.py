@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
+from sltt_bench.common.strict import Strict
 from sltt_bench.data.errors import DataError
 from sltt_bench.data.source import DataBundle, Found, Samples, Seed
-from sltt_bench.strict import Strict
 
 if TYPE_CHECKING:
     from torch import Tensor

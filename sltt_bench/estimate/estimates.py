@@ -10,12 +10,12 @@ import math
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 
-from sltt_bench.distributed import exchanged_bytes
 from sltt_bench.estimate.gpus import GPU, time_lower_bound_s
 from sltt_bench.estimate.search import largest_batch_size, largest_timesteps
 from sltt_bench.estimate.trace import DeviceType, IterationTrace, trace_iteration
 from sltt_bench.measure.operations import Operations, Phase, in_phase
-from sltt_bench.plan import Cell
+from sltt_bench.planning.plan import Cell
+from sltt_bench.training.distributed import exchanged_bytes
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from sltt_bench.errors import UserError, nearest
-from sltt_bench.strict import Strict
-from sltt_bench.yaml_text import YAMLFault, read_yaml
+from sltt_bench.common.errors import UserError, nearest
+from sltt_bench.common.strict import Strict
+from sltt_bench.common.yaml_text import YAMLFault, read_yaml
 
 if TYPE_CHECKING:
     import torch

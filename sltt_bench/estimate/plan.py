@@ -5,10 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from sltt_bench.common.format import parse_bytes
 from sltt_bench.estimate.gpus import find_gpu
-from sltt_bench.format import parse_bytes
-from sltt_bench.plan import Plan
-from sltt_bench.recipe import RecipeError
+from sltt_bench.planning.plan import Plan
+from sltt_bench.planning.recipe import RecipeError
 
 MARGIN = 0.1
 """Share of memory that tensors may not fill, left to workspaces, the allocator's rounding, fragmentation."""

@@ -19,11 +19,11 @@ from functools import cache
 import numpy as np
 
 from sltt_bench import methods
-from sltt_bench.distributed import smallest_share
+from sltt_bench.common.failures import too_few_for_batch_norm
 from sltt_bench.estimate.trace import DeviceType, largest_share, trace_memory
-from sltt_bench.failures import too_few_for_batch_norm
 from sltt_bench.measure.iteration_memory import IterationMemory
-from sltt_bench.plan import Cell
+from sltt_bench.planning.plan import Cell
+from sltt_bench.training.distributed import smallest_share
 
 LONGEST = 64
 """The largest T that is tried, unless the cell's own is larger."""

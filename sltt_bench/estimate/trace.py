@@ -25,15 +25,15 @@ import torch
 from torch import Tensor, nn
 
 from sltt_bench import methods
-from sltt_bench.distributed import Ranks
-from sltt_bench.experiment import Experiment, assemble, build_optimizer, make_backend
 from sltt_bench.measure.fake_tensors import fake_tensors, modules_stay_where_they_are
 from sltt_bench.measure.iteration_memory import IterationMemory, count_iteration
 from sltt_bench.measure.operations import OperationCounter, Operations
 from sltt_bench.measure.tensor_bytes import Execute
 from sltt_bench.neurons import OverTime, PerStep, outermost_stateful
-from sltt_bench.plan import Cell
+from sltt_bench.planning.plan import Cell
 from sltt_bench.precision import resolve
+from sltt_bench.training.distributed import Ranks
+from sltt_bench.training.experiment import Experiment, assemble, build_optimizer, make_backend
 
 DeviceType = Literal["cuda", "cpu"]
 

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sltt_bench.errors import UserError, nearest
-from sltt_bench.extras import load_extra
+from sltt_bench.common.errors import UserError, nearest
+from sltt_bench.common.extras import load_extra
 
 if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
-    from sltt_bench.recipe_fields import Recipe
+    from sltt_bench.planning.recipe_fields import Recipe
     from sltt_bench.results.reader import Run
 
 
@@ -40,16 +40,16 @@ class TrainedCell:
     @property
     def recipe(self) -> "Recipe":
         """The recipe as resolved for this cell. Raises RecipeError."""
-        from sltt_bench.recipe import recipe_from_dict
+        from sltt_bench.planning.recipe import recipe_from_dict
 
         return recipe_from_dict(self.run.recipe_of(self.row["cell_id"]))
 
     def network(self) -> "nn.Module":
         """The network with its trained weights, for evaluation. Raises ExportError if no checkpoint was kept."""
         from sltt_bench.backends.reference import Reference
-        from sltt_bench.experiment import build_network
         from sltt_bench.results import checkpoints
         from sltt_bench.results.schema import CHECKPOINTS_FOLDER
+        from sltt_bench.training.experiment import build_network
 
         if self.row["status"] != "ok":  # its checkpoint is then of an unfinished training
             raise ExportError(
@@ -203,8 +203,8 @@ def _state_dict(trained: TrainedCell, benchmark: Benchmark | None) -> bytes:
 
 
 def _eval_results(trained: TrainedCell, benchmark: Benchmark | None) -> bytes:
+    from sltt_bench.common.yaml_text import dump_yaml
     from sltt_bench.export.eval_results import entry
-    from sltt_bench.yaml_text import dump_yaml
 
     return dump_yaml([entry(trained, benchmark)]).encode()
 

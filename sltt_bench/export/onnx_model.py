@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sltt_bench.experiment import time_steps
 from sltt_bench.export import ExportError
 from sltt_bench.neurons import reset_state
-from sltt_bench.recipe_fields import Recipe
+from sltt_bench.planning.recipe_fields import Recipe
+from sltt_bench.training.experiment import time_steps
 from sltt_bench.unroll import Unroll
 
 

@@ -22,8 +22,8 @@ from sltt_bench.results.schema import (
 )
 
 if TYPE_CHECKING:
-    from sltt_bench.plan import Cell
-    from sltt_bench.worker import Reporter
+    from sltt_bench.planning.plan import Cell
+    from sltt_bench.running.worker import Reporter
 
 Job = Mapping[str, Any]
 """What a worker receives in addition to the cell: data_dir, checkpoint, resume, initial_weights."""

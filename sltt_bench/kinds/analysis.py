@@ -4,14 +4,14 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sltt_bench import engine, experiment
 from sltt_bench.analysis.watch import GradientWatch
 from sltt_bench.kinds import Job
 from sltt_bench.kinds.training import load_data, make_cell_loader, measuring, set_up
-from sltt_bench.plan import Cell
+from sltt_bench.planning.plan import Cell
+from sltt_bench.training import engine, experiment
 
 if TYPE_CHECKING:
-    from sltt_bench.worker import Reporter
+    from sltt_bench.running.worker import Reporter
 
 
 def analyse_cell(cell: Cell, job: Job, reporter: "Reporter") -> None:

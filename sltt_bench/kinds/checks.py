@@ -13,17 +13,17 @@ from torch import Tensor, nn
 
 from sltt_bench import backends, methods
 from sltt_bench.backends import Backend
-from sltt_bench.errors import UserError
-from sltt_bench.experiment import UnsupportedCell, build_network, make_backend, network_of, unserved
-from sltt_bench.initialise import InitError, check_weights, read_weights
+from sltt_bench.common.errors import UserError
 from sltt_bench.kinds import Job
 from sltt_bench.measure.fake_tensors import fake_tensors, modules_stay_where_they_are
 from sltt_bench.neurons import no_such_layer
-from sltt_bench.plan import Cell
-from sltt_bench.recipe import recipe_from_dict
+from sltt_bench.planning.plan import Cell
+from sltt_bench.planning.recipe import recipe_from_dict
+from sltt_bench.training.experiment import UnsupportedCell, build_network, make_backend, network_of, unserved
+from sltt_bench.training.initialise import InitError, check_weights, read_weights
 
 if TYPE_CHECKING:
-    from sltt_bench.worker import Reporter
+    from sltt_bench.running.worker import Reporter
 
 
 def check_cell(cell: Cell, job: Job, reporter: "Reporter") -> None:

@@ -5,17 +5,17 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import torch
 
+from sltt_bench.common.memory_limit import memory_limit
 from sltt_bench.estimate.estimates import Estimate, estimate_cell, iterations_per_epoch
 from sltt_bench.estimate.gpus import GPU
 from sltt_bench.estimate.trace import DeviceType, trace_memory
 from sltt_bench.kinds import Job
 from sltt_bench.measure.tensor_bytes import Cause
-from sltt_bench.memory_limit import memory_limit
-from sltt_bench.plan import Cell
+from sltt_bench.planning.plan import Cell
 from sltt_bench.results.schema import ESTIMATES_FILE
 
 if TYPE_CHECKING:
-    from sltt_bench.worker import Reporter
+    from sltt_bench.running.worker import Reporter
 
 CAUSE_COLUMNS: dict[Cause, str] = {
     Cause.PARAMETERS: "parameter_bytes",

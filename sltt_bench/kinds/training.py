@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sltt_bench import data, engine, experiment, initialise, methods, provenance
+from sltt_bench import data, methods, provenance
 from sltt_bench.backends import unmeasurable
+from sltt_bench.common.failures import classify, out_of_memory_cause, too_few_for_batch_norm
+from sltt_bench.common.source_digest import own_source_sha256
 from sltt_bench.data.loading import content, labels_of, largest_class_share, make_loader
 from sltt_bench.data.synthetic import synthetic_bundle
 from sltt_bench.data.validation import hold_back
-from sltt_bench.distributed import ALONE, Ranks, join, smallest_share
-from sltt_bench.failures import classify, out_of_memory_cause, too_few_for_batch_norm
 from sltt_bench.kinds import Job
 from sltt_bench.measure import Profiler
 from sltt_bench.measure.gpu_support import (
@@ -29,14 +29,15 @@ from sltt_bench.measure.gpu_support import (
     why_unusable,
 )
 from sltt_bench.measure.iteration_memory import count_iteration
-from sltt_bench.plan import Cell
+from sltt_bench.planning.plan import Cell
 from sltt_bench.precision import resolve, set_float32_arithmetic
 from sltt_bench.recomputation import tried_again
 from sltt_bench.results.schema import INFERENCE_COLUMNS
-from sltt_bench.source_digest import own_source_sha256
+from sltt_bench.training import engine, experiment, initialise
+from sltt_bench.training.distributed import ALONE, Ranks, join, smallest_share
 
 if TYPE_CHECKING:
-    from sltt_bench.worker import Reporter
+    from sltt_bench.running.worker import Reporter
 
 
 def train_cell(cell: Cell, job: Job, reporter: "Reporter") -> None:

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from sltt_bench.errors import UserError
+from sltt_bench.common.errors import UserError
 from sltt_bench.measure.nvml import Gpu, NvmlUnavailable, list_gpus
 
 REMEDY_WHEEL = "install a torch for this driver: https://pytorch.org/get-started/locally"

@@ -16,8 +16,8 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
-from sltt_bench.errors import UserError, nearest
-from sltt_bench.plugins import PluginFailed, load_plugin, plugins
+from sltt_bench.common.errors import UserError, nearest
+from sltt_bench.common.plugins import PluginFailed, load_plugin, plugins
 
 if TYPE_CHECKING:
     from sltt_bench.models.options import ModelOptions

@@ -11,10 +11,10 @@ from functools import partial
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
-from sltt_bench.errors import nearest
+from sltt_bench.common.errors import nearest
+from sltt_bench.common.plugins import find_plugin, plugins
 from sltt_bench.models import options as _options
 from sltt_bench.models.options import ModelOptions, NormalisedOptions
-from sltt_bench.plugins import find_plugin, plugins
 
 if TYPE_CHECKING:
     from torch import nn

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from sltt_bench.strict import ADDED_LATER, Strict
+from sltt_bench.common.strict import ADDED_LATER, Strict
 
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Width = Annotated[int, Field(ge=1, le=65_536)]

@@ -11,7 +11,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
-from sltt_bench.errors import nearest
+from sltt_bench.common.errors import nearest
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from sltt_bench import __version__
-from sltt_bench.format import counted
+from sltt_bench.common.format import counted
 from sltt_bench.report.claims import asks
 from sltt_bench.report.document import Block, Context, Contribution, Origin, Report, Verdict
 from sltt_bench.report.groups import natural_order

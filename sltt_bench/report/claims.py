@@ -9,16 +9,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sltt_bench.failures import DIVERGED
-from sltt_bench.format import Unit, scale_for, significant
+from sltt_bench.common.failures import DIVERGED
+from sltt_bench.common.format import Unit, scale_for, significant
+from sltt_bench.planning.studies import FOLDER as STUDIES
+from sltt_bench.planning.studies import TASK, setting_words, task_name
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Verdict, VerdictWord
 from sltt_bench.report.groups import Group, NotComparable, natural_order
 from sltt_bench.report.keys import TUNED, told_apart
 from sltt_bench.report.metrics import METRICS
 from sltt_bench.report.statistics import Interval, PairedEstimate
-from sltt_bench.studies import FOLDER as STUDIES
-from sltt_bench.studies import TASK, setting_words, task_name
 
 Claim = Mapping[str, Any]
 

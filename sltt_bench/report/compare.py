@@ -15,7 +15,8 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.markup import escape
 
-from sltt_bench.printable import make_console
+from sltt_bench.common.printable import make_console
+from sltt_bench.planning.studies import setting_words
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Column, Heading, Table, TableCell, Tone, table_of
 from sltt_bench.report.grouping import make_groups
@@ -34,7 +35,6 @@ from sltt_bench.report.render.terminal import print_table
 from sltt_bench.report.statistics import PairedEstimate, paired_difference, paired_ratio
 from sltt_bench.results.reader import Results, read_results
 from sltt_bench.results.writer import ResultsError
-from sltt_bench.studies import setting_words
 
 Word = Literal[
     "better",

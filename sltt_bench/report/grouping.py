@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sltt_bench.identity import short_hash
+from sltt_bench.common.identity import short_hash
 from sltt_bench.report.groups import FailedCells, Group, MethodResult, budget_text, method_order, seeds_text
 from sltt_bench.report.integrity import (
     CHECKED,

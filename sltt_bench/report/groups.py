@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from sltt_bench.planning.studies import TASK, setting_words
 from sltt_bench.report.chance import accuracy_floor
 from sltt_bench.report.integrity import Beginnings, Breach
 from sltt_bench.report.keys import GroupKey, told_apart
@@ -26,7 +27,6 @@ from sltt_bench.report.statistics import (
     pareto_front,
 )
 from sltt_bench.results.doubts import CHANCE
-from sltt_bench.studies import TASK, setting_words
 
 
 @dataclass(frozen=True)

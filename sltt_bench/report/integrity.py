@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from sltt_bench.format import Unit
+from sltt_bench.common.format import Unit
 from sltt_bench.report.metrics import METRICS
 from sltt_bench.report.numbers import first_of
 from sltt_bench.results.doubts import untimed_text

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from sltt_bench.format import Unit
+from sltt_bench.common.format import Unit
 from sltt_bench.report.statistics import Stat, stat
 from sltt_bench.results.schema import INFERENCE_COLUMNS
 

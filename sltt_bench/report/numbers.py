@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from sltt_bench.format import Scale, Unit, scale_for, significant
+from sltt_bench.common.format import Scale, Unit, scale_for, significant
 from sltt_bench.report.metrics import METRICS
 from sltt_bench.report.statistics import Interval, Stat
 

@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from sltt_bench.errors import nearest
-from sltt_bench.format import DASH, significant
+from sltt_bench.common.errors import nearest
+from sltt_bench.common.format import DASH, significant
+from sltt_bench.planning.studies import setting_words
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Heading, Table, TableCell
 from sltt_bench.report.grouping import make_groups
@@ -29,7 +30,6 @@ from sltt_bench.report.render.terminal import print_table
 from sltt_bench.report.statistics import COLOURED_FROM, CONFIDENCE, Floats
 from sltt_bench.results.reader import Results, read_results
 from sltt_bench.results.writer import ResultsError
-from sltt_bench.studies import setting_words
 
 FIGURES = tuple(
     name

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from sltt_bench.planning.studies import TASK, task_name
 from sltt_bench.report.groups import Group, MethodResult
 from sltt_bench.report.keys import GroupKey
 from sltt_bench.results.doubts import used_by_others
-from sltt_bench.studies import TASK, task_name
 
 NEVER = math.inf
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import pandas as pd
 
+from sltt_bench.planning.studies import TASK, task_name
 from sltt_bench.report.grouping import overrides_of
 from sltt_bench.report.groups import Group, NotComparable, budget_text, method_order, settings_of
 from sltt_bench.report.keys import TUNED, settings_apart
 from sltt_bench.report.statistics import PairedEstimate, paired_difference
 from sltt_bench.results.reader import Results
 from sltt_bench.results.schema import TUNING_FILE
-from sltt_bench.studies import TASK, task_name
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from sltt_bench.results.private_paths import public, text_without_private_paths
 from sltt_bench.results.schema import INFERENCE_COLUMNS, SCHEMA_VERSION, Status
 
 if TYPE_CHECKING:
-    from sltt_bench.plan import Cell
+    from sltt_bench.planning.plan import Cell
 
 Row = dict[str, Any]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from sltt_bench.common.tensor_files import load_tensors
 from sltt_bench.results.writer import ResultsError, atomic_result, room
-from sltt_bench.tensor_files import load_tensors
 
 
 class CheckpointError(Exception):

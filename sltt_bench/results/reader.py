@@ -13,8 +13,9 @@ from typing import Any
 
 import pandas as pd
 
-from sltt_bench.format import counted
-from sltt_bench.printable import printable
+from sltt_bench.common.format import counted
+from sltt_bench.common.printable import printable
+from sltt_bench.common.yaml_text import YAMLFault, read_yaml
 from sltt_bench.results.schema import (
     BENCH_FILE,
     CELLS_FILE,
@@ -31,7 +32,6 @@ from sltt_bench.results.schema import (
 )
 from sltt_bench.results.tables import Skipped, Tables, torn_at
 from sltt_bench.results.writer import ResultsError
-from sltt_bench.yaml_text import YAMLFault, read_yaml
 
 _MARKERS = {CELLS_FILE, EPOCHS_FILE, BENCH_FILE, PROVENANCE_FILE}
 _BESIDE = [file for file in FILES if file not in (CELLS_FILE, EPOCHS_FILE, RANKS_FILE, TIMELINE_FILE)]

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from sltt_bench.printable import printable
+from sltt_bench.common.printable import printable
 from sltt_bench.results.schema import (
     EPOCHS_FILE,
     FILES,

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
-from sltt_bench.atomic_files import atomic_file
-from sltt_bench.errors import UserError
-from sltt_bench.format import format_bytes
-from sltt_bench.printable import printable
+from sltt_bench.common.atomic_files import atomic_file
+from sltt_bench.common.errors import UserError
+from sltt_bench.common.format import format_bytes
+from sltt_bench.common.printable import printable
+from sltt_bench.common.yaml_text import dump_yaml
 from sltt_bench.results.schema import (
     CELLS_FILE,
     CELLS_FOLDER,
@@ -33,7 +34,6 @@ from sltt_bench.results.schema import (
     TIMELINE_FILE,
     Column,
 )
-from sltt_bench.yaml_text import dump_yaml
 
 if TYPE_CHECKING:
     from sltt_bench.results.tables import Skipped

@@ -17,7 +17,7 @@ from math import prod
 from statistics import fmean
 from typing import Any
 
-from sltt_bench.failures import DIVERGED
+from sltt_bench.common.failures import DIVERGED
 
 Setting = Mapping[str, Any]
 """Searched field (dotted) → value."""

@@ -5,14 +5,23 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sltt_bench.identity import short_hash
-from sltt_bench.plan import TUNED, Cell, Plan, Request, ResolvedPoint, make_plans, resolve_points, value_at
-from sltt_bench.recipe import RecipeError, beside, find_recipe
-from sltt_bench.recipe_fields import Recipe, TuningRecipe
-from sltt_bench.recipe_origins import origin_of
+from sltt_bench.common.identity import short_hash
+from sltt_bench.planning.plan import (
+    TUNED,
+    Cell,
+    Plan,
+    Request,
+    ResolvedPoint,
+    make_plans,
+    resolve_points,
+    value_at,
+)
+from sltt_bench.planning.recipe import RecipeError, beside, find_recipe
+from sltt_bench.planning.recipe_fields import Recipe, TuningRecipe
+from sltt_bench.planning.recipe_origins import origin_of
+from sltt_bench.planning.studies import TASK, Grid, setting_words
 from sltt_bench.results.schema import CELL_KEY, CELLS_FILE, TUNING_FILE
 from sltt_bench.results.writer import RunFolder, as_fields
-from sltt_bench.studies import TASK, Grid, setting_words
 from sltt_bench.tuning.choice import Choice, Trial, choose, is_lost, mean_top1
 
 Row = Mapping[str, str]

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 from typer.testing import CliRunner
 
-from sltt_bench.cli import app
+from sltt_bench.command_line.cli import app
 
 PORTION = 10
 

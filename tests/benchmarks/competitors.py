@@ -21,7 +21,6 @@ from sltt_bench.backends.native.graphs import GraphedIterations
 from sltt_bench.backends.native.pooling import LEAN
 from sltt_bench.backends.reference import Reference
 from sltt_bench.backends.spikingjelly import SpikingJelly, SpikingJellyLIF
-from sltt_bench.experiment import Experiment
 from sltt_bench.losses import step_loss
 from sltt_bench.measure import Profiler
 from sltt_bench.models.options import ModelOptions, NFResNetOptions, PreActResNetOptions, VGGOptions
@@ -29,6 +28,7 @@ from sltt_bench.models.preact_resnet import PreActBlock
 from sltt_bench.models.vgg import VGG
 from sltt_bench.neurons import LIFParameters, SpikingNeuron
 from sltt_bench.precision import Precision, set_float32_arithmetic
+from sltt_bench.training.experiment import Experiment
 from sltt_bench.unroll import Unroll
 
 ALPHA = 0.05

@@ -42,7 +42,7 @@ ITERATIONS = 4
 """Iterations of an epoch; there are three epochs, of which the first is cold."""
 
 MODULES = (
-    "sltt_bench.worker", "sltt_bench.kinds.training", "scipy.stats", "spikingjelly.activation_based.neuron",
+    "sltt_bench.running.worker", "sltt_bench.kinds.training", "scipy.stats", "spikingjelly.activation_based.neuron",
     "spikingjelly.activation_based.memopt", "pytest", "hypothesis", "triton",
 )  # fmt: skip
 """Modules that the steps and the report of their results import, and that a machine may lack."""

@@ -68,7 +68,7 @@ from sltt_bench.recomputation import Repetition, tried_again
 from sltt_bench.unroll import Unroll
 
 if TYPE_CHECKING:
-    from sltt_bench.experiment import Experiment
+    from sltt_bench.training.experiment import Experiment
 
 
 IN_UNITS = (BPTT, DampedBPTT)

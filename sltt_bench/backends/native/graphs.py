@@ -28,7 +28,7 @@ from sltt_bench.torch_internals import times_changed, zero_all
 from sltt_bench.unroll import Unroll
 
 if TYPE_CHECKING:
-    from sltt_bench.experiment import Experiment
+    from sltt_bench.training.experiment import Experiment
 
 WARM_UP = 3
 """Iterations that run as usual before a batch size is recorded: libraries choose their algorithms, kernels are compiled

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from sltt_bench.format import Scale, Unit, scale_for
+from sltt_bench.common.format import Scale, Unit, scale_for
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Width
 from sltt_bench.report.fields import axis_words

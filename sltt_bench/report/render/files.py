@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from sltt_bench.printable import printable
+from sltt_bench.common.printable import printable
 from sltt_bench.report.document import Figure, Report, Table, Width
 from sltt_bench.report.plots import style
 from sltt_bench.report.render import html, json_file, latex, markdown

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from sltt_bench.format import Unit, counted, scale_for
+from sltt_bench.common.format import Unit, counted, scale_for
 from sltt_bench.report import numbers
 from sltt_bench.report.document import (
     Column,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from sltt_bench.format import DASH
+from sltt_bench.common.format import DASH
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Column, Heading, Row, TableCell
 

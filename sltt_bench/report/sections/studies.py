@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from sltt_bench.planning.studies import TASK, task_name
 from sltt_bench.report import numbers
 from sltt_bench.report.claims import judge
 from sltt_bench.report.document import (
@@ -31,7 +32,6 @@ from sltt_bench.report.plots.studies import Drawn, StudyLine, draw_study, family
 from sltt_bench.report.sections.cells import plain_cell
 from sltt_bench.results.reader import Results
 from sltt_bench.results.schema import ESTIMATES_FILE, GRADIENTS_FILE
-from sltt_bench.studies import TASK, task_name
 
 OF_RUNS = {
     "test_top1": "last_test_top1",

@@ -6,7 +6,7 @@ from statistics import median
 
 import pandas as pd
 
-from sltt_bench.format import scale_for, significant
+from sltt_bench.common.format import scale_for, significant
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Column, Figure, Heading, Section, Table, TableCell, table_of
 from sltt_bench.report.groups import Group, in_words

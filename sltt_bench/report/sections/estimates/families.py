@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from sltt_bench.format import counted
+from sltt_bench.common.format import counted
 from sltt_bench.report.claims import HARMLESS, Claim, asks, claims_of_recipe
 from sltt_bench.report.document import Context
 from sltt_bench.report.groups import Group, method_order, natural_order, settings_of

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pandas as pd
 
-from sltt_bench.format import Scale, scale_for, significant
+from sltt_bench.common.format import Scale, scale_for, significant
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Figure, MissingFigure
 from sltt_bench.report.fields import axis_words

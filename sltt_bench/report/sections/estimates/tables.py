@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from sltt_bench.format import Scale, Unit, scale_for
+from sltt_bench.common.format import Scale, Unit, scale_for
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Column, Heading, Table, TableCell, table_of
 from sltt_bench.report.metrics import METRICS

@@ -1,6 +1,6 @@
 """What estimates say of the claims about memory and compute."""
 
-from sltt_bench.format import Unit
+from sltt_bench.common.format import Unit
 from sltt_bench.report.claims import Claim, judge_estimated, not_measured, unfit_when
 from sltt_bench.report.document import Verdict
 from sltt_bench.report.sections.estimates.families import EstimateFamily, Point

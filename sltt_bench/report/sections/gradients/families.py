@@ -7,7 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from sltt_bench.format import counted
+from sltt_bench.common.format import counted
+from sltt_bench.planning.studies import setting_words
 from sltt_bench.report.groups import settings_of
 from sltt_bench.results.reader import Results, Run
 from sltt_bench.results.schema import (
@@ -17,7 +18,6 @@ from sltt_bench.results.schema import (
     METHOD_GRADIENTS_FILE,
     OPERATIONS_FILE,
 )
-from sltt_bench.studies import setting_words
 
 POINT = ["timesteps", "tau", "surrogate", "reset", "detach_reset"]
 """What tells the points of a grid apart; everything else is equal within a family."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from sltt_bench.format import significant
+from sltt_bench.common.format import significant
 from sltt_bench.report.document import Column, Heading, Table, TableCell, table_of
 from sltt_bench.report.sections.cells import EMPTY, percent_cell
 from sltt_bench.report.sections.gradients.families import POINT, GradientFamily

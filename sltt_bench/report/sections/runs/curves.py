@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sltt_bench.format import Scale
+from sltt_bench.common.format import Scale
 from sltt_bench.report import numbers
 from sltt_bench.report.groups import Group, MethodResult
 from sltt_bench.report.plots.lines import ACCURACY, PERCENT, Axis, Line, Panel

@@ -9,7 +9,8 @@ from typing import TypeVar
 
 import pandas as pd
 
-from sltt_bench.format import scale_for
+from sltt_bench.common.format import scale_for
+from sltt_bench.planning.studies import TASK, setting_words, task_name
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Context, Figure, MissingFigure
 from sltt_bench.report.groups import Group, natural_order, words_beside
@@ -38,7 +39,6 @@ from sltt_bench.report.sections.runs.panels import (
 )
 from sltt_bench.report.sections.runs.sweeps import Sweep, find_sweeps, sweep_panels, varied_fields
 from sltt_bench.report.sections.runs.tables import measured
-from sltt_bench.studies import TASK, setting_words, task_name
 
 Item = TypeVar("Item")
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pandas as pd
 
-from sltt_bench.format import Scale, scale_for
+from sltt_bench.common.format import Scale, scale_for
 from sltt_bench.report import numbers
 from sltt_bench.report.groups import Group, NotComparable
 from sltt_bench.report.metrics import METRICS, Phase

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
+from sltt_bench.planning.studies import FOLDER as STUDIES
 from sltt_bench.report.claims import judge
 from sltt_bench.report.document import Context, Contribution, Figure, Section, Table
 from sltt_bench.report.groups import Group, in_words
@@ -25,7 +26,6 @@ from sltt_bench.report.sections.runs.tables import (
 )
 from sltt_bench.report.statistics import PairedEstimate
 from sltt_bench.report.summary import leading_first, sentence
-from sltt_bench.studies import FOLDER as STUDIES
 
 
 def runs(context: Context) -> Contribution:

@@ -6,7 +6,7 @@ from functools import partial
 from itertools import product
 from typing import Any
 
-from sltt_bench.format import DASH, scale_for, significant
+from sltt_bench.common.format import DASH, scale_for, significant
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Column, Heading, Table, TableCell, Tone, table_of
 from sltt_bench.report.groups import Group, MethodResult, NotComparable

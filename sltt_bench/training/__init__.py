@@ -1,0 +1,1 @@
+"""Training: a cell's experiment is assembled, and the engine goes through its epochs."""
