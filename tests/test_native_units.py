@@ -259,6 +259,18 @@ def test_a_batchs_statistics_are_taken_once_a_step(
     assert all(getattr(module, "kept_statistics", None) is None for module in kept.network.modules())
 
 
+@pytest.mark.parametrize("kept", [UP_TO_X, KeptGraph(2), WHOLE], ids=repr)
+def test_with_batch_norm_within_neurons_too_what_is_kept_makes_no_difference(
+    kept: KeptGraph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = []
+    for how in (AGAIN, kept):
+        keep(how, monkeypatch)
+        trained.append(train_fused("preact-resnet18", "bptt", dtype=torch.float64))
+    assert gradient_error(*trained) < 1e-12
+    assert all(torch.equal(trained[0].buffers[name], trained[1].buffers[name]) for name in trained[0].buffers)
+
+
 @pytest.mark.parametrize("fused", ["always", "never"])
 def test_scaled_neurons_and_residual_sums_are_one_operation_each_within_units(fused: str) -> None:
     backend = backends.create("native", recompute=True, fused_norm=fused)

@@ -249,7 +249,7 @@ def test_the_exact_gradient_of_the_papers_networks_costs_what_the_papers_page_sa
     assert more["dvs-cifar10-vgg11"] == "0"
     assert (
         f"{more['cifar10-resnet18']} and {more['imagenet-resnet34']} % in the residual networks, next to none in VGG-11 at "
-        f"T = 10, where nearly all graphs are kept, and {more['dvs-gesture-vgg11']} % at T = 20" in native
+        f"T = 10, and {more['dvs-gesture-vgg11']} % at T = 20" in native
     )
 
 

@@ -388,6 +388,22 @@ def test_launches_are_those_that_are_counted(network: str, name: str) -> None:
     assert launches_as_written()[network, name] == f"{counted.of.total()} ({counted.small})"
 
 
+@pytest.mark.long
+def test_what_bptt_moves_unit_by_unit_is_as_counted() -> None:
+    units, usual = (
+        [
+            sum(of)
+            for of in zip(*predict.by_kind(predict.counted("bptt", recompute=again)).values(), strict=True)
+        ]
+        for again in (True, False)
+    )
+    assert_page_says(
+        "native-internals.md",
+        f"{units[1] / 2**30:.2f} against {usual[1] / 2**30:.2f} GiB moved, {units[2] / 1e9:.0f} against "
+        f"{usual[2] / 1e9:.0f} · 10⁹ multiply-adds, {units[0]} against {usual[0]} launches",
+    )
+
+
 ON_A_GPU = (
     "gpu-time-sltt-preact-resnet18",
     "gpu-time-sltt-nf-resnet34",
