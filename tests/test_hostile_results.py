@@ -167,6 +167,10 @@ DAMAGED_ROW: dict[str, Damage] = {
     "another method": with_value("method", "sltt-k2"),
     "another seed": with_value("seed", "77"),
     "another recipe": with_value("recipe_hash", "abc"),
+    "another kind": with_value("kind", "trial"),
+    "random data": with_value("synthetic", "true"),
+    "a tiny subset": with_value("smoke", "true"),
+    "another setting": with_value("overrides", '"{""train.lr"": 5}"'),
     "version 2": with_value("schema_version", "2"),
     "version nan": with_value("schema_version", "nan"),
     "no truth value": with_value("cold", "0"),
@@ -355,6 +359,9 @@ def test_whatever_stands_in_a_field_of_provenance_no_reader_ends_in_a_fault(tmp_
 
 def test_a_cell_that_departs_from_its_run_has_no_recipe_without_its_file(tmp_path: Path) -> None:
     run = handmade(tmp_path)
+    (run / EPOCHS_FILE).write_text(
+        re.sub(r",\{\},", ",,", (run / EPOCHS_FILE).read_text())
+    )  # an earlier version's
     results = read_damaged_run(run, CELLS_FILE, with_value("overrides", '"{""neuron.tau"": 2}"'))
     departing = results.cells.loc[results.cells["overrides"] != "{}", "cell_id"].item()
     for path in (run / "cells").iterdir():
@@ -399,7 +406,8 @@ def test_a_resumed_run_keeps_damaged_lines_and_appends_below_them(tmp_path: Path
     folder = RunFolder(run)
     assert [damage.reason.split(":")[0] for damage in folder.damage()] == ["cannot be read as CSV"]
     row = folder.rows(EPOCHS_FILE)[-1]
-    folder.append(EPOCHS_FILE, {**{k: v for k, v in row.items() if v}, "epoch": 4, "cold": False})
+    truths = {"cold": False, "synthetic": False, "smoke": False}
+    folder.append(EPOCHS_FILE, {**{k: v for k, v in row.items() if v}, "epoch": 4, **truths})
     folder.close()
     results = read_results([tmp_path])
     assert [Path(skip.path).name for skip in results.skipped] == ["epochs.csv:3"]

@@ -84,7 +84,9 @@ def test_epochs_of_an_earlier_version_say_their_circumstances_in_cells_csv_alone
     # A row of today behind those of then: the file is given the columns, empty where they were not written.
     row = {"schema_version": 1, **pd.read_csv(path).iloc[-1].dropna().to_dict(), "epoch": 4, "kind": "run"}
     folder = RunFolder(run.path)
-    folder.append(EPOCHS_FILE, {**row, "overrides": "{}", "synthetic": False, "smoke": False})
+    folder.append(
+        EPOCHS_FILE, {**row, "overrides": new["overrides"].iloc[0], "synthetic": False, "smoke": False}
+    )
     folder.close()
     both = read_results([tmp_path])
     assert both.skipped == ()

@@ -326,7 +326,11 @@ def _take_out_other_types(facts: dict[str, Any], types: Mapping[str, type]) -> l
 
 _CELL = ["run", "cell_id"]
 """What tells the cells of all runs apart."""
-_SAME = ("recipe", "recipe_hash", "method", "backend", "k", "timesteps", "batch_size", "seed")
+_ADDED_TO_EPOCHS = ("kind", "synthetic", "smoke", "overrides")
+"""Empty in the epochs of files of earlier versions."""
+_SAME = (
+    "recipe", "recipe_hash", "method", "backend", "k", "timesteps", "batch_size", "seed", *_ADDED_TO_EPOCHS,
+)  # fmt: skip
 """What all rows of a cell say alike."""
 
 
@@ -346,6 +350,8 @@ def _without_contradictions(
     for column in _SAME:
         values, expected = epochs[column].to_numpy(), wanted[column].to_numpy()
         differs = known & (values != expected) & ~(pd.isna(values) & pd.isna(expected))
+        if column in _ADDED_TO_EPOCHS:
+            differs &= ~(pd.isna(values) | (values == ""))
         for position in differs.nonzero()[0].tolist():
             row = epochs.iloc[position]
             path = runs[int(row["run"])].path / EPOCHS_FILE
