@@ -381,7 +381,8 @@ def test_a_claim_may_speak_of_every_field_that_decides_what_is_measured_and_hold
     plain = claim.model_dump(mode="json")
     assert unfit_when(plain, settings_of(load_recipe(name).model_dump(mode="json"), "native"), {}) is None
     for key in own:
-        assert unfit_when(plain, {**own, key: "other"}, {}) == f"no run with {key} = {json.dumps(own[key])}"
+        told = own[key] if isinstance(own[key], str) else json.dumps(own[key])
+        assert unfit_when(plain, {**own, key: "other"}, {}) == f"no run with {key} = {told}"
 
 
 def test_a_claim_is_about_the_network_that_it_names_and_none_is_about_one_that_an_override_chose() -> None:

@@ -128,7 +128,7 @@ def wait_until(condition: Callable[[], Any], patience_s: float = 120.0) -> None:
 
 def test_loading_submitit_leaves_the_logging_of_the_process_alone() -> None:
     code = (
-        "import logging, os; from sltt_bench import slurm\n"
+        "import logging, os; from sltt_bench.command_line import slurm\n"
         "class Handler(logging.Handler):\n"
         "    def close(self): print('closed'); super().close()\n"
         "logging.getLogger().addHandler(Handler())\n"

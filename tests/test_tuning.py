@@ -459,7 +459,7 @@ def test_a_trial_that_is_open_at_one_point_leaves_the_choices_at_the_others(tmp_
         (
             "studies/recurrence",
             {"tuning": None},
-            "model.recurrent=True, neuron.tau=20.0: has no section `tuning`",
+            "model.recurrent=true, neuron.tau=20.0: has no section `tuning`",
         ),
     ],
 )
