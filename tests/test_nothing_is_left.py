@@ -234,7 +234,8 @@ def test_the_resident_set_is_flat_over_fifty_iterations(backend: str, method: st
     for _ in range(50):
         _train_batch(subject, setup, (torch.rand(1024, 1, 8, 8), torch.randint(10, (1024,))), totals)
         resident.append(resident_set())
-    most = 2**20 if give_back_freed_memory is not None else 10 * 2**20
+    # Freed memory comes and goes by a few MiB in a process that has run thousands of tests.
+    most = 5 * 2**20 if give_back_freed_memory is not None else 10 * 2**20
     assert median(resident[35:]) - median(resident[5:20]) < most, resident
 
 
