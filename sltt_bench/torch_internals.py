@@ -1,6 +1,6 @@
 """Everything that this package uses of torch beyond its documented interface, each with a test of its contract.
 
-If torch changes one of these, only this file breaks, at import or in tests/test_torch_internals.py.
+If torch changes one of these, only this file breaks, at import or in tests/backends/test_torch_internals.py.
 Torch 2.6 and newer are supported.
 """
 

@@ -1,4 +1,4 @@
-"""The ranks of tests/test_distributed.py: one group trains every combination, each rank saves its results."""
+"""The ranks of tests/training/test_distributed.py: one group trains every combination, each rank saves its results."""
 
 import multiprocessing
 import os

@@ -1,4 +1,4 @@
-"""Random trainings whose batches several processes share, for tests/test_any_division.py."""
+"""Random trainings whose batches several processes share, for tests/training/test_any_division.py."""
 
 import random
 from collections.abc import Sequence

@@ -249,10 +249,10 @@ class _Commands:
         """The tests that need a GPU and whose names match `which`, an expression for pytest's -k."""
         files = [
             path
-            for path in sorted((ROOT / "tests").glob("test_*.py"))
+            for path in sorted((ROOT / "tests").rglob("test_*.py"))
             if "mark.gpu" in path.read_text("utf-8")
         ]
-        arguments = [f"tests/{path.name}" for path in files]
+        arguments = [str(path.relative_to(ROOT)) for path in files]
         arguments += ["-m", "gpu", "-k", which, "-v", "-p", "no:cacheprovider"]
         return Step(name, says, "pytest", (*arguments, *["--collect-only"] * (self.device == "cpu")))
 
