@@ -208,9 +208,8 @@ class _Lane:
             if self.attempt is not None:
                 self._conclude(code, process.log)
             return
-        if self.attempt is None:
+        if self.attempt is None or (event := event_in(line)) is None:
             return
-        event: Event = json.loads(line)
         outcome = self.attempt.outcome
         match event.pop("event"):
             case "finished":
@@ -288,6 +287,17 @@ class _Lane:
             if outcome.status == "error" and log is not None and log.exists():
                 outcome.reason += f"; see {log}"
         attempt.ended()
+
+
+def event_in(line: bytes) -> Event | None:
+    """Returns the event that a line of a process's output is; None for what others printed there before it took its output
+    over: a sitecustomize of a cluster's Python, or a prologue of Slurm.
+    """
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and "event" in event else None
 
 
 _Events: TypeAlias = "queue.SimpleQueue[tuple[_Process, bytes | None]]"

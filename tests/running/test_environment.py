@@ -127,6 +127,17 @@ def test_what_a_cell_said_while_its_runner_was_stopped_is_heard_before_the_clock
     assert (attempt.outcome.status, heard) == (status, ["epoch"] * 3)
 
 
+@pytest.mark.parametrize("printed", ["welcome to the cluster", "", "[1]", '{"no": "event"}'])
+def test_what_an_interpreter_prints_as_it_starts_is_no_event(
+    printed: str, monkeypatch: pytest.MonkeyPatch, smoke_cell: Callable[..., Cell]
+) -> None:
+    with_worker(f"echo '{printed}'; echo '{{\"event\": \"finished\"}}'", monkeypatch)
+    attempt = Attempt(smoke_cell(), Outcome("error"))
+    with Lanes() as places:
+        places.run(iter([attempt]))
+    assert attempt.outcome.status == "ok"
+
+
 @pytest.mark.parametrize(("stands_still", "status"), [(True, "ok"), (False, "timeout")])
 def test_time_in_which_the_command_stands_still_counts_for_no_limit(
     stands_still: bool,
