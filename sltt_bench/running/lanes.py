@@ -355,8 +355,9 @@ class _Process:
         self.give({})
 
     def wait(self) -> int:
-        """Wait for the end; returns the exit code."""
+        """Wait for the end; returns the exit code. What the process leaves behind is ended: the next cell is measured."""
         code = self._popen.wait()
+        self.signal(signal.SIGKILL)
         assert self._popen.stdin is not None
         with suppress(BrokenPipeError):
             self._popen.stdin.close()
