@@ -290,14 +290,11 @@ class _Lane:
 
 
 def event_in(line: bytes) -> Event | None:
-    """Returns the event that a line of a process's output is; None for what others printed there before it took its output
-    over: a sitecustomize of a cluster's Python, or a prologue of Slurm.
+    """Returns the event that a line of a process's output ends with; None for what others printed there before it took its
+    output over: a sitecustomize of a cluster's Python, or a prologue of Slurm.
     """
-    try:
-        event = json.loads(line)
-    except ValueError:
-        return None
-    return event if isinstance(event, dict) and "event" in event else None
+    begin = line.find(b'{"event": ')
+    return None if begin < 0 else dict(json.loads(line[begin:]))
 
 
 _Events: TypeAlias = "queue.SimpleQueue[tuple[_Process, bytes | None]]"

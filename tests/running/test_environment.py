@@ -129,11 +129,13 @@ def test_what_a_cell_said_while_its_runner_was_stopped_is_heard_before_the_clock
     assert (attempt.outcome.status, heard) == (status, ["epoch"] * 3)
 
 
-@pytest.mark.parametrize("printed", ["welcome to the cluster", "", "[1]", '{"no": "event"}'])
+@pytest.mark.parametrize(
+    "printed", ["welcome to the cluster\\n", "no line end", "[1]\\n", '{"no": "event"}\\n']
+)
 def test_what_an_interpreter_prints_as_it_starts_is_no_event(
     printed: str, monkeypatch: pytest.MonkeyPatch, smoke_cell: Callable[..., Cell]
 ) -> None:
-    with_worker(f"echo '{printed}'; echo '{{\"event\": \"finished\"}}'", monkeypatch)
+    with_worker(f"printf '{printed}'; echo '{{\"event\": \"finished\"}}'", monkeypatch)
     attempt = Attempt(smoke_cell(), Outcome("error"))
     with Lanes() as places:
         places.run(iter([attempt]))
