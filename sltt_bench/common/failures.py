@@ -21,6 +21,9 @@ DIVERGED = "the training loss became"
 
 FailureStatus = Literal["oom", "error", "killed"]
 
+LONGEST_REASON = 2_000
+"""Characters. Errors of compilers quote a whole program, and readers of CSV files take no field of 128 KiB."""
+
 _OUT_OF_MEMORY = re.compile(
     r"""out\ of\ memory                       # CUDA, Triton, NCCL, torch's caching allocators
       | can't\ allocate\ memory               # torch's DefaultCPUAllocator
@@ -82,8 +85,17 @@ def classify(error: BaseException) -> tuple[FailureStatus, str]:
     """Returns (status, one-line reason) for the error that ended a cell.
 
     "oom" only if the cell used too much memory: not for a Triton kernel that asks for more shared memory than
-    a multiprocessor has, nor for a small /dev/shm, which say nothing about the method.
+    a multiprocessor has, nor for a small /dev/shm, which say nothing about the method. A reason of more than
+    LONGEST_REASON characters lacks its middle: the cell's log has it.
     """
+    status, reason = _status_and_reason(error)
+    if len(reason) > LONGEST_REASON:
+        kept = LONGEST_REASON // 2
+        reason = f"{reason[:kept].rstrip()} … {reason[-kept:].lstrip()}"
+    return status, reason
+
+
+def _status_and_reason(error: BaseException) -> tuple[FailureStatus, str]:
     if isinstance(error, CellFailure):
         return error.status, str(error)
     if isinstance(error, KeyboardInterrupt | SystemExit):

@@ -10,6 +10,9 @@ import torch
 from sltt_bench.common.failures import classify, out_of_memory_cause, unexplained_end
 from sltt_bench.kinds import training
 from sltt_bench.planning.plan import Cell
+from sltt_bench.results.cell_row import Outcome, cell_row
+from sltt_bench.results.schema import CELLS_FILE
+from sltt_bench.results.writer import RunFolder
 from sltt_bench.training.engine import TrainingDiverged
 
 OUT_OF_MEMORY = {
@@ -156,6 +159,17 @@ def test_errors_that_name_each_other_as_cause_come_to_an_end() -> None:
     a, b = ValueError("a"), ValueError("b")
     a.__cause__, b.__cause__ = b, a
     assert classify(a)[0] == "error"
+
+
+def test_a_reason_as_long_as_a_program_is_a_row_that_can_be_read(
+    tmp_path: Path, smoke_cell: Callable[..., Cell]
+) -> None:
+    program = 'printf("%s", name); ' * 20_000
+    status, reason = classify(RuntimeError(f"it did not compile: {program} CUDA error: out of memory"))
+    assert (status, reason[:20], reason[-13:]) == ("oom", "it did not compile: ", "out of memory")
+    folder = RunFolder.create(tmp_path, "digits")
+    folder.append(CELLS_FILE, cell_row(smoke_cell(), Outcome(status, reason), {}))
+    assert [row["reason"] for row in folder.rows(CELLS_FILE)] == [reason]
 
 
 @pytest.mark.parametrize("name", ["small /dev/shm", "no room in /dev/shm"])
