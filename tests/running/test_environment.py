@@ -236,7 +236,7 @@ jobs.get()
     assert process.stdout is not None
     child = int(process.stdout.readline())
     process.stdin.close()  # by the system, of a runner that is no more
-    assert process.wait(60) == -signal.SIGKILL
+    process.wait(60)
     wait_for_end(child)
 
 
