@@ -384,6 +384,9 @@ class _Process:
         """Send a signal (0: none) to the process and its children; returns False if none is left."""
         try:
             os.killpg(self._popen.pid, number)
-        except (ProcessLookupError, PermissionError):  # macOS refuses where all have ended and none was waited for
+        except (
+            ProcessLookupError,
+            PermissionError,
+        ):  # macOS refuses where all have ended and none was waited for
             return False
         return True
