@@ -384,9 +384,6 @@ class _Process:
         """Send a signal (0: none) to the process and its children; returns False if none is left."""
         try:
             os.killpg(self._popen.pid, number)
-        except (
-            ProcessLookupError,
-            PermissionError,
-        ):  # macOS refuses where all have ended and none was waited for
+        except (ProcessLookupError, PermissionError):  # the latter is macOS's for processes that have ended
             return False
         return True
