@@ -21,6 +21,9 @@ DIVERGED = "the training loss became"
 
 FailureStatus = Literal["oom", "error", "killed"]
 
+LONGEST_REASON = 2_000
+"""Characters. Errors of compilers quote a whole program, and readers of CSV files take no field of 128 KiB."""
+
 _OUT_OF_MEMORY = re.compile(
     r"""out\ of\ memory                       # CUDA, Triton, NCCL, torch's caching allocators
       | can't\ allocate\ memory               # torch's DefaultCPUAllocator
@@ -31,7 +34,6 @@ _OUT_OF_MEMORY = re.compile(
       | (CUBLAS|CUDNN|CUSPARSE|CUSOLVER)_STATUS_ALLOC_FAILED | CUFFT_ALLOC_FAILED
       | CUDNN_STATUS_INTERNAL_ERROR_(DEVICE|HOST)_ALLOCATION_FAILED
       | cudaErrorMemoryAllocation
-      | DataLoader\ worker .* killed\ by\ signal:\ Killed   # by the system, which was short of memory
     """,
     re.IGNORECASE | re.VERBOSE | re.DOTALL,
 )
@@ -52,6 +54,8 @@ _REMEDY_SHARED_MEMORY = (
     "(docker run --shm-size=8g)"
 )
 _KILLED_LOADER = re.compile(r"DataLoader worker .* killed by signal: Killed", re.IGNORECASE | re.DOTALL)
+_KILLS_BEFORE = oom_kills()
+"""What the system had killed for lack of memory when this process began."""
 
 
 class CellFailure(Exception):
@@ -82,8 +86,17 @@ def classify(error: BaseException) -> tuple[FailureStatus, str]:
     """Returns (status, one-line reason) for the error that ended a cell.
 
     "oom" only if the cell used too much memory: not for a Triton kernel that asks for more shared memory than
-    a multiprocessor has, nor for a small /dev/shm, which say nothing about the method.
+    a multiprocessor has, nor for a small /dev/shm, which say nothing about the method. A reason of more than
+    LONGEST_REASON characters lacks its middle: the cell's log has it.
     """
+    status, reason = _status_and_reason(error)
+    if len(reason) > LONGEST_REASON:
+        kept = LONGEST_REASON // 2
+        reason = f"{reason[:kept].rstrip()} … {reason[-kept:].lstrip()}"
+    return status, reason
+
+
+def _status_and_reason(error: BaseException) -> tuple[FailureStatus, str]:
     if isinstance(error, CellFailure):
         return error.status, str(error)
     if isinstance(error, KeyboardInterrupt | SystemExit):
@@ -91,11 +104,13 @@ def classify(error: BaseException) -> tuple[FailureStatus, str]:
     cause = out_of_memory_cause(error)
     if cause is not None:
         reason = _one_line(cause) or "out of memory"
-        if _KILLED_LOADER.search(reason):
+        if _is_killed_loader(cause):
             reason = f"the host ran out of memory: {reason}"
         if cause is not error:
             reason = f"{reason} (then {type(error).__name__}: {_one_line(error)})"
         return "oom", reason
+    if (killed := next(filter(_is_killed_loader, _chain(error)), None)) is not None:
+        return "killed", _one_line(killed)
     text = _one_line(error)
     if _SMALL_SHARED_MEMORY.search(text):
         text = f"{_REMEDY_SHARED_MEMORY} ({text})"
@@ -141,8 +156,15 @@ def _tells_of_memory(error: BaseException) -> bool:
     # torch.AcceleratorError, and what torch.compile raises, are RuntimeErrors.
     if not isinstance(error, RuntimeError):
         return False
+    if _is_killed_loader(error):
+        return oom_kills() > _KILLS_BEFORE
     text = str(error)
     return bool(_OUT_OF_MEMORY.search(text) or (_PERHAPS_OUT_OF_MEMORY.search(text) and _device_was_short()))
+
+
+def _is_killed_loader(error: BaseException) -> bool:
+    """Whether a process of torch's loader got SIGKILL: from the system that lacked memory, or from somebody else."""
+    return isinstance(error, RuntimeError) and _KILLED_LOADER.search(str(error)) is not None
 
 
 def _device_was_short() -> bool:

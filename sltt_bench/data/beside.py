@@ -81,7 +81,7 @@ def _started(module: str) -> "subprocess.Popen[bytes]":
         start_new_session=True,  # Ctrl-C is for who started it
     )
     assert process.stdout is not None
-    if process.stdout.readline() != _READY:
+    if _READY not in iter(process.stdout.readline, b""):  # an interpreter may print before (sitecustomize)
         process.kill()
         process.communicate()
         raise DataError(

@@ -5,6 +5,7 @@ number of workers or threads, on what a training method or dropout draws, or on 
 does loading disturb the generators that those draw from.
 """
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -262,12 +263,22 @@ def _pinned(tensor: Tensor) -> Tensor:
 # Batches by workers -----------------------------------------------------------------------------
 
 
+_ENDING_S = 1.0
+"""Seconds for the system to end a process whose connections it has closed."""
+
+
 def _by_workers(batches: DataLoader[Any]) -> Iterator[Batch]:
-    for batch in batches:
-        if isinstance(batch, _Unreadable):
-            raise batch.error
-        x, labels = batch
-        yield x, labels
+    try:
+        for batch in batches:
+            if isinstance(batch, _Unreadable):
+                raise batch.error
+            x, labels = batch
+            yield x, labels
+    except (OSError, EOFError):
+        # Of a worker that is killed as it hands over a batch, first a connection is lost. Then it has ended, and torch
+        # raises (in its handler of SIGCHLD) which signal it was: that of a system without memory, for example.
+        time.sleep(_ENDING_S)
+        raise
 
 
 @dataclass(frozen=True)

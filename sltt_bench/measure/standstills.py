@@ -1,12 +1,14 @@
 """Notices when this process stood still: stopped (SIGSTOP), in a paused container, or on a suspended machine.
 
-The clock that measures an epoch does not show this. So a thread wakes up five times a second. If it wakes up late, and the
-process neither used a processor meanwhile nor waited for one, the process stood still. The other causes of a late wake-up
-differ: a process that computes uses a processor, even if a library call holds the interpreter; one that other programs keep
-off the processors waits for one (that share is measured in processors.py); and while it waits for a device, data or other
-processes, the thread wakes up on time. The time for which a machine was suspended is the difference of two system clocks.
+The clock that measures an epoch does not show this. So a thread wakes up five times a second. If it wakes up late although it
+waited neither for a processor nor for the interpreter, the process stood still. The system counts how long a thread waits for
+a processor, as one does while other programs use them all. A thread that waits for the interpreter, since a call of a library
+holds it, asks for it at every switch interval; so it runs often, and the system counts that too. While the process waits for
+a device, data or other processes, the thread wakes up on time. The time for which a machine was suspended is the difference of
+two system clocks.
 """
 
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -16,8 +18,8 @@ from pathlib import Path
 BEAT_S = 0.2
 SHORTEST_S = 1.0
 """The scheduler alone does not delay a beat by more than this."""
-IDLE_SHARE = 0.1
-"""The share of a standstill in which the process may still have been at work, just before and after it."""
+AWAKE_SHARE = 0.5
+"""Of a late beat, the share in which the process was at least at work if it did not stand still; timers are coarse."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +28,10 @@ class _Beat:
 
     now: float
     """The clock that measures."""
-    used: float
-    """Processor time of all threads."""
-    ready: float
-    """Time in which the main thread computed, or it or the beating thread waited for a processor."""
+    awake: float
+    """Time in which the beating thread waited for a processor or the interpreter; where the system does not say, the
+    processor time of all threads.
+    """
     asleep: float
     """Time for which the whole machine was suspended; 0 where the system is not Linux."""
 
@@ -40,8 +42,6 @@ class Standstills:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._stood_s = 0.0
-        self._usual = 0.0
-        """Processors in use between two beats, usually."""
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._keep_beating, name="standstills", daemon=True)
         self._last = self._clocks()
@@ -62,11 +62,8 @@ class Standstills:
         with self._lock:
             before, now = self._last, self._clocks()
             self._last = now
-            elapsed, used = now.now - before.now, now.used - before.used
-            idle_s = IDLE_SHARE * elapsed
-            if elapsed <= SHORTEST_S:
-                self._usual = used / elapsed if elapsed >= BEAT_S / 2 else self._usual
-            elif now.ready - before.ready < BEAT_S + idle_s and used < 2 * BEAT_S * self._usual + idle_s:
+            elapsed = now.now - before.now
+            if elapsed > SHORTEST_S and now.awake - before.awake < AWAKE_SHARE * elapsed:
                 self._stood_s += elapsed
             if (slept := now.asleep - before.asleep) > SHORTEST_S:
                 self._stood_s += slept
@@ -80,16 +77,9 @@ class Standstills:
         asleep = 0.0
         if hasattr(time, "CLOCK_BOOTTIME"):
             asleep = time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
-        main_used, main_waited = _on_and_for_a_processor(threading.main_thread())
-        _, beat_waited = _on_and_for_a_processor(self._thread)
-        ready = main_used + main_waited + beat_waited
-        return _Beat(time.perf_counter(), time.process_time(), ready, asleep)
-
-
-def _on_and_for_a_processor(thread: threading.Thread) -> tuple[float, float]:
-    """Returns the seconds for which a thread used a processor and waited for one; 0 where the system does not say."""
-    with suppress(OSError, ValueError):
-        text = Path(f"/proc/self/task/{thread.native_id}/schedstat").read_text(encoding="ascii")
-        used, waited, _ = (int(number) for number in text.split())
-        return used / 1e9, waited / 1e9
-    return 0.0, 0.0
+        awake = time.process_time()
+        with suppress(OSError, ValueError):
+            text = Path(f"/proc/self/task/{self._thread.native_id}/schedstat").read_text(encoding="ascii")
+            _, waited_ns, runs = (int(number) for number in text.split())
+            awake = waited_ns / 1e9 + runs * sys.getswitchinterval()
+        return _Beat(time.perf_counter(), awake, asleep)

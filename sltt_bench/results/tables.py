@@ -30,6 +30,8 @@ from sltt_bench.results.schema import (
 )
 
 Row = dict[str, str]
+Line = tuple[int, list[str]]
+"""The number of a line, and its fields."""
 Mask = npt.NDArray[np.bool_]
 
 _WORDS = {"status": get_args(Status), "kind": get_args(Kind)}
@@ -78,7 +80,10 @@ class Tables:
 
     def read(self, path: Path, run: int = 0) -> None:
         """Add a file's rows; `run` is the caller's number for the file."""
-        lines = whole_lines(path, self._skipped)
+        self.add(path, whole_lines(path, self._skipped), run)
+
+    def add(self, path: Path, lines: Sequence[Line], run: int = 0) -> None:
+        """Add those of a file's rows that stand in `lines`, the header first."""
         if not lines:
             return
         (_, header), *rows = lines
@@ -156,17 +161,17 @@ class Tables:
         return pd.DataFrame(typed, index).drop(index=list(faulty))
 
 
-def read_rows(path: Path, skipped: list[Skipped]) -> list[Row]:
-    """Returns the sound rows of one file as text, in order; none if there is no file.
+def read_rows(path: Path, skipped: list[Skipped], *, of_cell: str | None = None) -> list[Row]:
+    """Returns the sound rows of one file as text, all or those of one cell, in order; none if there is no file.
 
     Whole numbers are as this tool writes them, without the ".0" of programs that have only floats.
     """
     if not path.exists():
         return []
-    tables = Tables(skipped)
-    tables.read(path)
-    sound = set(tables.frame(path.name)["line"])
-    lines = whole_lines(path, [])
+    lines, tables = whole_lines(path, skipped, mentioning=of_cell), Tables(skipped)
+    tables.add(path, lines)
+    frame = tables.frame(path.name)
+    sound = set(frame["line"] if of_cell is None else frame["line"][frame["cell_id"] == of_cell])
     rows = [dict(zip(lines[0][1], row, strict=True)) for number, row in lines[1:] if number in sound]
     whole = [column.name for column in FILES[path.name] if column.type == "int"]
     return [row | {name: row[name].removesuffix(".0") for name in whole if name in row} for row in rows]
@@ -187,8 +192,9 @@ def torn_at(path: Path) -> int | None:
 # Text -------------------------------------------------------------------------------------------
 
 
-def whole_lines(path: Path, skipped: list[Skipped]) -> list[tuple[int, list[str]]]:
-    """Returns (line number, fields) of each finished line, the header first, without empty lines.
+def whole_lines(path: Path, skipped: list[Skipped], *, mentioning: str | None = None) -> list[Line]:
+    """Returns (line number, fields) of each finished line, the header first, without empty lines; of the others only
+    those with the text `mentioning`, if that is given: a cell has few among a hundred thousand.
 
     The writer puts no line break into a field, so a damaged line damages no other.
     """
@@ -206,8 +212,11 @@ def whole_lines(path: Path, skipped: list[Skipped]) -> list[tuple[int, list[str]
     *raw, torn = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     if torn:
         _refuse(skipped, path, len(raw) + 1, "torn: the line was never finished")
-    lines: list[tuple[int, list[str]]] = []
+    lines: list[Line] = []
+    wanted = b"" if mentioning is None else mentioning.encode()
     for number, line in enumerate(raw, start=1):
+        if number > 1 and wanted not in line:
+            continue
         try:
             fields = _fields(line.rstrip(b"\r").decode("utf-8"))
         except (UnicodeDecodeError, csv.Error) as error:

@@ -173,9 +173,9 @@ class RunFolder:
                     f"{SCHEMA_VERSION}; update it, or start a run of its own without --resume"
                 )
 
-    def rows(self, file: str) -> list[dict[str, str]]:
-        """Returns the rows that one of the folder's CSV files has so far; see `read_rows`."""
-        return read_rows(self.path / file)
+    def rows(self, file: str, of_cell: str | None = None) -> list[dict[str, str]]:
+        """Returns the rows that one of the folder's CSV files has so far, all or those of one cell; see `read_rows`."""
+        return read_rows(self.path / file, of_cell)
 
 
 def room(path: Path) -> str:
@@ -224,11 +224,11 @@ def as_fields(file: str, row: Mapping[str, Any]) -> dict[str, str]:
     return {column.name: _as_text(row.get(column.name), column) for column in columns}
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """Returns the sound rows of a CSV file as text, in order; none if there is no file."""
+def read_rows(path: Path, of_cell: str | None = None) -> list[dict[str, str]]:
+    """Returns the sound rows of a CSV file as text, all or those of one cell, in order; none if there is no file."""
     from sltt_bench.results import tables  # here, since it loads pandas, which writers do not need
 
-    return tables.read_rows(path, [])
+    return tables.read_rows(path, [], of_cell=of_cell)
 
 
 def _by_name(lines: list[list[str]]) -> Iterator[dict[str, str]]:

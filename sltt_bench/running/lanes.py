@@ -28,6 +28,8 @@ from sltt_bench.results.cell_row import Outcome
 
 GRACE_S = 5.0
 """Seconds between the request to a process to end and killing it."""
+TIDYING_S = 1.0
+"""Seconds that its children may outlive a process."""
 LINGERING_S = 60.0
 """Seconds that a process may run on after its last message, or its children after its end. Otherwise a thread
 or process that a plug-in started could keep the run waiting for ever."""
@@ -208,9 +210,8 @@ class _Lane:
             if self.attempt is not None:
                 self._conclude(code, process.log)
             return
-        if self.attempt is None:
+        if self.attempt is None or (event := event_in(line)) is None:
             return
-        event: Event = json.loads(line)
         outcome = self.attempt.outcome
         match event.pop("event"):
             case "finished":
@@ -290,6 +291,14 @@ class _Lane:
         attempt.ended()
 
 
+def event_in(line: bytes) -> Event | None:
+    """Returns the event that a line of a process's output ends with; None for what others printed there before it took its
+    output over: a sitecustomize of a cluster's Python, or a prologue of Slurm.
+    """
+    begin = line.find(b'{"event": ')
+    return None if begin < 0 else dict(json.loads(line[begin:]))
+
+
 _Events: TypeAlias = "queue.SimpleQueue[tuple[_Process, bytes | None]]"
 """A process and a line of its output; None: its end."""
 
@@ -345,8 +354,15 @@ class _Process:
         self.give({})
 
     def wait(self) -> int:
-        """Wait for the end; returns the exit code."""
+        """Wait for the end; returns the exit code. What the process leaves behind is ended: the next cell is measured.
+
+        Python's own resource tracker is given time to remove what the process had in shared memory.
+        """
         code = self._popen.wait()
+        deadline = time.monotonic() + TIDYING_S
+        while self.signal(0) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        self.signal(signal.SIGKILL)
         assert self._popen.stdin is not None
         with suppress(BrokenPipeError):
             self._popen.stdin.close()
@@ -364,10 +380,10 @@ class _Process:
             except subprocess.TimeoutExpired:
                 continue
 
-    def signal(self, number: signal.Signals) -> bool:
-        """Send a signal to the process and its children; returns False if none is left."""
+    def signal(self, number: int) -> bool:
+        """Send a signal (0: none) to the process and its children; returns False if none is left."""
         try:
             os.killpg(self._popen.pid, number)
-        except ProcessLookupError:
+        except (ProcessLookupError, PermissionError):  # the latter is macOS's for processes that have ended
             return False
         return True

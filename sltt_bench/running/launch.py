@@ -29,6 +29,7 @@ from sltt_bench.common.memory_limit import oom_kills
 from sltt_bench.planning.plan import Cell, cell_from_dict
 from sltt_bench.running import worker
 from sltt_bench.running.jobs import usable_processors
+from sltt_bench.running.lanes import event_in
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -71,7 +72,8 @@ def launch_ranks(job: Mapping[str, Any], events: IO[str], size: int) -> None:
     assert agents.stdout is not None
     failures: list[CellFailure] = []
     for line in agents.stdout:
-        event = json.loads(line)
+        if (event := event_in(line)) is None:
+            continue
         if event["event"] == "failed":
             failures.append(CellFailure(event["status"], event["reason"]))
         else:

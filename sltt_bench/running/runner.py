@@ -264,9 +264,7 @@ class _RunRecord:
 
     def write_lost_row(self, cell: Cell, reason: str) -> None:
         """The row of the cell's last attempt, if it left none."""
-        with_rows = [
-            int(row["attempt"]) for row in self.folder.rows(CELLS_FILE) if row["cell_id"] == cell.cell_id
-        ]
+        with_rows = [int(row["attempt"]) for row in self.folder.rows(CELLS_FILE, cell.cell_id)]
         last = self.attempts_at(cell)
         if last > max(with_rows, default=0):
             outcome = Outcome("killed", reason, attempt=last)
@@ -279,12 +277,12 @@ class _RunRecord:
 
     def epochs(self, cell: Cell) -> dict[int, dict[str, str]]:
         """Epoch → the cell's row; a later attempt's row stands for an earlier one's."""
-        rows = [row for row in self.folder.rows(EPOCHS_FILE) if row["cell_id"] == cell.cell_id]
+        rows = self.folder.rows(EPOCHS_FILE, cell.cell_id)
         return {int(row["epoch"]): row for row in sorted(rows, key=lambda row: int(row["attempt"]))}
 
     def ranks(self, cell: Cell) -> set[tuple[int, int, int]]:
         """(attempt, epoch, rank) of the cell's rows of ranks.csv."""
-        rows = (row for row in self.folder.rows(RANKS_FILE) if row["cell_id"] == cell.cell_id)
+        rows = self.folder.rows(RANKS_FILE, cell.cell_id)
         return {(int(row["attempt"]), int(row["epoch"]), int(row["rank"])) for row in rows}
 
 

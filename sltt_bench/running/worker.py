@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import IO, Any, TextIO, cast
+from typing import IO, Any, NoReturn, TextIO, cast
 
 from sltt_bench.common.failures import classify
 from sltt_bench.common.lasting_output import LastingOutput
@@ -70,7 +70,7 @@ class Reporter:
                 self._stream.write(self._unsent.popleft())
                 self._stream.flush()
         except BrokenPipeError:
-            os._exit(1)
+            end_with_children()
         finally:
             self._lock.release()
 
@@ -177,10 +177,17 @@ def _jobs() -> "queue.Queue[dict[str, Any]]":
             *lines, rest = (rest + piece).split(b"\n")
             for line in lines:
                 jobs.put(json.loads(line))
-        os._exit(1)
+        end_with_children()
 
     threading.Thread(target=read, daemon=True).start()
     return jobs
+
+
+def end_with_children() -> NoReturn:
+    """End this process at once, and all that it has started, if it leads a group of its own as the runner's processes do."""
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGTERM)  # which Python's resource tracker ignores: it still has to tidy up
+    os._exit(1)
 
 
 def work(job: Mapping[str, Any], events: IO[str]) -> bool:

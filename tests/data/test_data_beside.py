@@ -17,6 +17,8 @@ MODULE = """
 import os, sys, time
 from sltt_bench.data.beside import serve
 
+print("an interpreter's greeting", flush=True)
+
 def answer(question):
     print("a library's own words")
     if question == "abort":

@@ -1,10 +1,14 @@
 """Order and augmentation are functions of seed, epoch and sample; synthetic data need no files."""
 
+import errno
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -237,6 +241,26 @@ def test_an_unreadable_sample_is_a_plain_error_also_out_of_a_worker(workers: int
     with pytest.raises(DataError) as raised:
         epoch(loader(Noisy(unreadable=True), workers=workers), 1)
     assert str(raised.value) == "picture 13 is torn"
+
+
+def test_a_worker_that_is_killed_as_it_hands_over_a_batch_is_named_with_the_signal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(loading, "_collate", lambda samples: LostConnection())
+    with pytest.raises(RuntimeError, match=r"DataLoader worker \(pid \d+\) is killed by signal: Killed"):
+        epoch(loader(workers=1), 1)
+
+
+class LostConnection:
+    """A batch whose worker is killed while it is read: its sockets are closed a moment before it has ended."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _lose_connection, (os.getpid(),)
+
+
+def _lose_connection(worker: int) -> None:
+    threading.Timer(0.2, os.kill, (worker, signal.SIGKILL)).start()
+    raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
 
 
 # Synthetic data ---------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from sltt_bench.command_line.run_overview import lines, overview
 from sltt_bench.command_line.submission import check
 from sltt_bench.planning.plan import Cell
 from sltt_bench.planning.recipe_fields import MAX_SEED
+from sltt_bench.results import tables
 from sltt_bench.results.reader import Results, read_results
 from sltt_bench.results.schema import (
     BENCH_FILE,
@@ -396,6 +397,23 @@ def test_resuming_and_reporting_read_the_same_rows(tmp_path: Path) -> None:
     assert len(rows) == 11
     assert [Path(skip.path).name for skip in skipped] == ["epochs.csv:3"]
     assert {row["epoch"] for row in rows} == {"1", "2", "3"}
+
+
+@pytest.mark.parametrize("file", [CELLS_FILE, EPOCHS_FILE])
+def test_the_rows_of_one_cell_are_those_that_all_rows_have_of_it(
+    tmp_path: Path, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = handmade(tmp_path) / file
+    path.write_text(path.read_text() + "\x00 torn by hand\n1,unfinished")
+    everything = read_rows(path, [])
+    split, real = [], tables._fields
+    monkeypatch.setattr(tables, "_fields", lambda line: split.append(line) or real(line))
+    for cell_id in {row["cell_id"] for row in everything}:
+        own = [row for row in everything if row["cell_id"] == cell_id]
+        split.clear()
+        assert read_rows(path, [], of_cell=cell_id) == own
+        assert len(split) == 1 + len(own)  # a run of thousands of cells asks for each of them
+    assert read_rows(path, [], of_cell="of another run") == []
 
 
 def test_a_resumed_run_keeps_damaged_lines_and_appends_below_them(tmp_path: Path) -> None:

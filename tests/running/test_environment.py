@@ -9,11 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
+import psutil
 import pytest
 from started_runs import ARGUMENTS, only_run, rows, start, wait_until
 
@@ -127,6 +129,19 @@ def test_what_a_cell_said_while_its_runner_was_stopped_is_heard_before_the_clock
     assert (attempt.outcome.status, heard) == (status, ["epoch"] * 3)
 
 
+@pytest.mark.parametrize(
+    "printed", ["welcome to the cluster\\n", "no line end", "[1]\\n", '{"no": "event"}\\n']
+)
+def test_what_an_interpreter_prints_as_it_starts_is_no_event(
+    printed: str, monkeypatch: pytest.MonkeyPatch, smoke_cell: Callable[..., Cell]
+) -> None:
+    with_worker(f"printf '{printed}'; echo '{{\"event\": \"finished\"}}'", monkeypatch)
+    attempt = Attempt(smoke_cell(), Outcome("error"))
+    with Lanes() as places:
+        places.run(iter([attempt]))
+    assert attempt.outcome.status == "ok"
+
+
 @pytest.mark.parametrize(("stands_still", "status"), [(True, "ok"), (False, "timeout")])
 def test_time_in_which_the_command_stands_still_counts_for_no_limit(
     stands_still: bool,
@@ -190,6 +205,47 @@ def test_a_run_is_at_rest_while_others_hold_the_output_of_a_cell_that_timed_out(
         places.run(iter([attempt]))
     assert (attempt.outcome.status, attempt.outcome.exit_code) == ("timeout", -signal.SIGTERM)
     assert time.process_time() - used < 0.3, "cells beside it are measured"
+
+
+def test_what_a_cells_process_leaves_behind_ends_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, smoke_cell: Callable[..., Cell]
+) -> None:
+    left = tmp_path / "left"
+    finished = 'echo \'{"event": "finished"}\''
+    with_worker(f"sleep 100 > /dev/null 2>&1 & echo $! > {left}; {finished}", monkeypatch)
+    attempt = Attempt(smoke_cell(), Outcome("error"))
+    with Lanes() as places:
+        places.run(iter([attempt]))
+    assert (attempt.outcome.status, attempt.outcome.exit_code) == ("ok", 0)
+    wait_for_end(int(left.read_text()))
+
+
+def test_what_a_cells_process_has_started_ends_with_it_when_its_runner_is_killed(tmp_path: Path) -> None:
+    program = """
+import subprocess
+from sltt_bench.running import worker
+jobs = worker._jobs()
+child = subprocess.Popen(["sleep", "100"], stdin=subprocess.DEVNULL)
+print(child.pid, flush=True)
+jobs.get()
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    process.stdin.close()  # by the system, of a runner that is no more
+    process.wait(60)
+    wait_for_end(child)
+
+
+def wait_for_end(process_id: int) -> None:
+    deadline = time.monotonic() + 20
+    with suppress(psutil.NoSuchProcess):
+        while psutil.Process(process_id).status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < deadline, "it outlives the cell"
+            time.sleep(0.02)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])

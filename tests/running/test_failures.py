@@ -7,9 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from sltt_bench.common import failures
 from sltt_bench.common.failures import classify, out_of_memory_cause, unexplained_end
 from sltt_bench.kinds import training
 from sltt_bench.planning.plan import Cell
+from sltt_bench.results.cell_row import Outcome, cell_row
+from sltt_bench.results.schema import CELLS_FILE
+from sltt_bench.results.writer import RunFolder
 from sltt_bench.training.engine import TrainingDiverged
 
 OUT_OF_MEMORY = {
@@ -36,7 +40,6 @@ OUT_OF_MEMORY = {
     "shared tensor": RuntimeError("unable to mmap 2048 bytes from file </torch_7_1>: Cannot allocate memory (12)"),
     "NumPy": MemoryError("Unable to allocate 7.28 TiB for an array with shape (1000000000000,)"),
     "fork": OSError(errno.ENOMEM, "Cannot allocate memory"),
-    "loader": RuntimeError("DataLoader worker (pid 4242) is killed by signal: Killed. "),
     "in a loader": RuntimeError(
         "Caught OutOfMemoryError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
         "torch.OutOfMemoryError: CUDA out of memory."
@@ -156,6 +159,32 @@ def test_errors_that_name_each_other_as_cause_come_to_an_end() -> None:
     a, b = ValueError("a"), ValueError("b")
     a.__cause__, b.__cause__ = b, a
     assert classify(a)[0] == "error"
+
+
+def test_a_reason_as_long_as_a_program_is_a_row_that_can_be_read(
+    tmp_path: Path, smoke_cell: Callable[..., Cell]
+) -> None:
+    program = 'printf("%s", name); ' * 20_000
+    status, reason = classify(RuntimeError(f"it did not compile: {program} CUDA error: out of memory"))
+    assert (status, reason[:20], reason[-13:]) == ("oom", "it did not compile: ", "out of memory")
+    folder = RunFolder.create(tmp_path, "digits")
+    folder.append(CELLS_FILE, cell_row(smoke_cell(), Outcome(status, reason), {}))
+    assert [row["reason"] for row in folder.rows(CELLS_FILE)] == [reason]
+
+
+@pytest.mark.parametrize(("kills", "status"), [(1, "oom"), (0, "killed")])
+def test_a_killed_loader_is_oom_where_the_system_killed_for_lack_of_memory(
+    kills: int, status: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(failures, "oom_kills", lambda: failures._KILLS_BEFORE + kills)
+    killed = RuntimeError("DataLoader worker (pid 4242) is killed by signal: Killed. ")
+    unexpected = RuntimeError("DataLoader worker (pid(s) 4242) exited unexpectedly")
+    unexpected.__cause__ = killed
+    for error in (killed, unexpected):
+        told, reason = classify(error)
+        assert told == status
+        assert "DataLoader worker (pid 4242) is killed by signal: Killed." in reason
+        assert ("the host ran out of memory" in reason) == (status == "oom")
 
 
 @pytest.mark.parametrize("name", ["small /dev/shm", "no room in /dev/shm"])
