@@ -692,7 +692,7 @@ def parse_overrides(
         key = key.strip()
         if not separator or not key:
             example = "must have the form key=value, e.g. train.epochs=2"
-            raise RecipeError("--set", [f"{shortened(assignment)} {example}"])
+            raise RecipeError(named(key).rstrip() if separator else "--set", [f"{shortened(assignment)} {example}"])
         try:
             values = [parse_yaml(part) for part in _split_at_commas(text)]
         except YAMLFault as fault:
@@ -706,7 +706,8 @@ def parse_overrides(
         raise RecipeError(named(section), [clash])
     points = math.prod(len(values) for values in axes.values())
     if points > MAX_GRID_POINTS:
-        raise RecipeError("--set", [f"a grid of {points} points; at most {MAX_GRID_POINTS} are taken"])
+        several = ", ".join(dict.fromkeys(named(key) for key, values in axes.items() if len(values) > 1))
+        raise RecipeError(several, [f"a grid of {points} points; at most {MAX_GRID_POINTS} are taken"])
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
