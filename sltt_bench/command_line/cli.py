@@ -573,14 +573,18 @@ def estimate(
     if device not in ("cpu", "cuda"):
         _fail(f"--device {device}: an estimate is for cuda or cpu")
     request = make_request(method, backend, "0", grid, device, smoke=smoke, init="random")
-    plans = plans_of_all(recipes, request)
+    plans = plan_estimates(
+        plans_of_all(recipes, request),
+        device_type="cpu" if device == "cpu" else "cuda",
+        gpu=gpu,
+        gpu_file=gpu_file,
+        memory=memory,
+    )
+    plans = commands.without_refused(plans, here=False)
     planned = list(dict.fromkeys(cell.method for plan in plans for cell in plan))
     if baseline is not None and baseline not in planned:
         known = ", ".join(planned)
         _fail(f"--baseline {baseline}: no such method here{nearest(baseline, planned)}; there are {known}")
-    plans = plan_estimates(
-        plans, device_type="cpu" if device == "cpu" else "cuda", gpu=gpu, gpu_file=gpu_file, memory=memory
-    )
     json_rows = ESTIMATES_FILE if as_json else None
     code = commands.run_plans(plans, out=out, resume=resume, baseline=baseline or "bptt", json_rows=json_rows)
     raise typer.Exit(code)

@@ -1,4 +1,4 @@
-"""Asks a process with torch, before a run, what planning alone cannot know of cells: which of them would be refused.
+"""Asks a process with torch, before a run or an estimate, what planning alone cannot know of cells: which of them would be refused.
 
 It asks about those cells alone of which something is open; most plans have none, and wait for no torch.
 """

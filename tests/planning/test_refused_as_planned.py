@@ -113,15 +113,16 @@ def test_samples_that_a_network_would_shrink_to_nothing_start_no_cell(tmp_path: 
 RUN = ["run", "digits", "--smoke", "--device", "cpu", "--seed", "0"]
 ANALYSE = ["analyze", "gradients", "digits", "--smoke", "--device", "cpu", "--seed", "0"]
 TUNE = ["tune", "digits", "--smoke", "--device", "cpu"]
+ESTIMATE = ["estimate", "digits", "--smoke"]
 
 
 def refused(arguments: list[str], folder: Path) -> str:
-    """What is said, in one line, by a command that writes nothing; --dry-run says the same."""
+    """What is said, in one line, by a command that writes nothing; --dry-run says the same, where there is one."""
     command = [*arguments, "--out", str(folder / "out")]
     results = [
         CliRunner().invoke(app, [*command, *dry])
         for dry in ([], ["--dry-run"])
-        if not dry or arguments[0] != "submit"
+        if not dry or arguments[0] not in ("submit", "estimate")
     ]
     assert [result.exit_code for result in results] == [2] * len(results), results[0].output
     assert len({result.output for result in results}) == 1
@@ -162,6 +163,7 @@ def test_a_layer_that_the_network_lacks_starts_no_cell(tmp_path: Path) -> None:
         ([*RUN, "--method", "bptt,bptt-l9"], "digits: methods (--method)"),
         ([*TUNE, "--method", "bptt-l9"], "digits: methods (--method)"),
         ([*ANALYSE, "--method-gradients", "sltt,bptt-l9"], "--method-gradients"),
+        ([*ESTIMATE, "--method", "bptt,bptt-l9"], "digits: methods (--method)"),
     ):
         assert refused(command, tmp_path) == f"error: {place}: {fault}"
 
@@ -218,9 +220,10 @@ def test_a_third_partys_backend_is_asked_as_a_shipped_one_is(tmp_path: Path) -> 
     assert f"error: --backend only-spikes: {needs}" in refused(
         [*RUN, "--backend", "only-spikes", "--method", "bptt,ottt"], tmp_path
     )
-    assert "error: --backend only-halves: computes in fp16, not in fp32" in refused(
-        [*RUN, "--backend", "only-halves", "--method", "bptt"], tmp_path
-    )
+    for command in (RUN, ESTIMATE):
+        assert "error: --backend only-halves: computes in fp16, not in fp32" in refused(
+            [*command, "--backend", "only-halves", "--method", "bptt"], tmp_path
+        )
     assert "error: --backend missing: plug-in 'missing'" in refused([*RUN, "--backend", "missing"], tmp_path)
     both = Request(methods=["bptt", "ottt"], backends=("only-spikes", "reference"))
     (plan,) = cell_checks.without_refused(make_plans("digits", both))
