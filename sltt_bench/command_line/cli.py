@@ -135,10 +135,13 @@ def _complete_recipe(incomplete: str) -> list[str]:
 
 
 def _complete_methods(incomplete: str) -> list[str]:
-    """A name with a number in it as far as the number."""
+    """A name with a number in it as far as the number. Loads no plug-in, which might take longer than typing the rest."""
     from sltt_bench import methods
+    from sltt_bench.common.plugins import plugins
 
-    return _complete(incomplete, [re.split(r"[NX(\[\\]", label)[0] for label in methods.labels()])
+    built_in = [re.split("[NX]", entry.label)[0] for entry in methods.METHODS.values()]
+    of_others = [re.split(r"[(\[\\]", plugin.name)[0] for plugin in plugins("methods")]
+    return _complete(incomplete, filter(None, [*built_in, *of_others]))
 
 
 def _complete_datasets(incomplete: str) -> list[str]:

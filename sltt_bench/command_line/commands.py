@@ -329,7 +329,7 @@ def show_list(what: str, *, as_json: bool = False) -> None:
         "methods": lambda: _named(
             [
                 *methods.descriptions(),
-                *((methods.label_of(entry.name), f"plug-in: {entry.value}") for entry in plugins("methods")),
+                *((methods.label_of(entry), f"plug-in: {entry.value}") for entry in plugins("methods")),
             ]
         ),
         "models": lambda: _named((name, _first_line(models.options_type, name)) for name in models.names()),

@@ -692,7 +692,9 @@ def parse_overrides(
         key = key.strip()
         if not separator or not key:
             example = "must have the form key=value, e.g. train.epochs=2"
-            raise RecipeError(named(key).rstrip() if separator else "--set", [f"{shortened(assignment)} {example}"])
+            raise RecipeError(
+                named(key).rstrip() if separator else "--set", [f"{shortened(assignment)} {example}"]
+            )
         try:
             values = [parse_yaml(part) for part in _split_at_commas(text)]
         except YAMLFault as fault:
