@@ -154,7 +154,8 @@ def load_recipe(
         for section in ("data", "model")
         if isinstance(raw.get(section), dict) and isinstance(raw[section].get("name"), str)
     }
-    further = partial(_further_faults, any_k=any_k, file=path, kinds=kinds)
+    rest = partial(_further_faults, file=path, kinds=kinds)
+    further = partial(rest, any_k=any_k)
     chosen = {**(overrides or {}), **({"methods": chosen_methods} if chosen_methods else {})}
     named = {key: f"--set {shortened_text(key, 80)}" for key in overrides or ()}
     if chosen_methods:
@@ -177,18 +178,34 @@ def load_recipe(
         lines = [_blamed(fault, files, layers, before) for fault in faults]
         raise RecipeError(str(path), [str(fault) for fault in faults], lines)
     if not smoke and smoke_layer is not None and path.name != RECIPE_FILE:
-        _check_smoke(raw, smoke_layer, layers if place else [])
+        is_own = place is not None or "smoke" in files[0][1]
+        # The points of a grid, and of a study, may have another T or other methods.
+        further = partial(rest, any_k=place is not None or recipe.study is not None)
+        _check_smoke(raw, smoke_layer, layers if place else [], further, is_own=is_own)
     return recipe
 
 
-def _check_smoke(raw: Mapping[str, Any], layer: Layer, overrides: Sequence[Layer]) -> None:
-    """Raises RecipeError for what is wrong with a key of `smoke` by itself: who reads a recipe is told of it, and not first who
-    runs it with --smoke. What a key rules out together with others, --smoke tells.
+def _check_smoke(
+    raw: Mapping[str, Any],
+    layer: Layer,
+    overrides: Sequence[Layer],
+    further: Callable[[Recipe], Iterable[Fault]],
+    *,
+    is_own: bool,
+) -> None:
+    """Raises RecipeError for what is wrong with `smoke`: who reads a recipe is told of it, and not first who runs it with --smoke.
 
-    `overrides`: what `smoke` must fit; nothing, where it is the file's.
+    `overrides`: what `smoke` must fit; nothing, where it is the file's. Of another recipe's `smoke`, which nobody wrote for this one
+    (not `is_own`), only what is wrong with a key by itself: what it rules out together with other fields, --smoke tells.
     """
-    _, faults = _validated(*_laid_over(raw, [layer, *overrides]))
-    told = {fault: line for fault in faults if (line := blamed_on_settings(fault, [layer])) is not None}
+    without = set(_validated(*_laid_over(raw, overrides), further)[1])
+    _, faults = _validated(*_laid_over(raw, [layer, *overrides]), further)
+    told = {
+        fault: line
+        for fault in faults
+        if fault not in without
+        if (line := blamed_on_settings(fault, [layer]) or (blamed_on_layer(fault, layer) if is_own else None))
+    }
     if told:
         raise RecipeError(layer.place, [str(fault) for fault in told], [*told.values()])
 
@@ -573,6 +590,9 @@ def _fields(place: Any) -> list[str]:
 
 
 def _smoke_faults(recipe: Recipe) -> Iterator[Fault]:
+    for key in recipe.smoke:
+        if key.partition(".")[0] == "smoke":
+            yield Fault(f"smoke.{key}", "sets what --smoke has applied already; leave it out")
     for section, field in held_by_another(recipe.smoke):
         yield Fault("smoke", f"{section} replaces all of what {field} sets a part of; write one of the two")
 
