@@ -76,8 +76,11 @@ def find_recipe(name_or_path: str) -> Path:
         if _is_folder(path):
             raise RecipeError(name_or_path, ["no such file: it is a folder; give a recipe's file"])
         hint = ""
-        with suppress(OSError, ValueError):  # where it cannot even be a path
-            hint = nearest(path.name, [file.name for file in path.parent.glob("*.y*ml")])
+        if path.stem in recipe_names():
+            hint = f" (the shipped recipe is called {path.stem}, without folder and ending)"
+        else:
+            with suppress(OSError, ValueError):  # where it cannot even be a path
+                hint = nearest(path.name, [file.name for file in path.parent.glob("*.y*ml")])
         fault = f"no such file{hint}; `sltt-bench list recipes` shows the names"
         raise RecipeError(name_or_path, [fault])
     path = recipe_folder() / f"{name_or_path}.yaml"
@@ -92,6 +95,8 @@ def find_recipe(name_or_path: str) -> Path:
     hint = nearest(name_or_path, names)
     if _is_file(Path(f"{name_or_path}.yaml")):
         hint, ending = "", f", but a file has: give it with its ending, {name_or_path}.yaml"
+    if "," in name_or_path:
+        hint, ending = "", "; several are given with spaces between them"
     fault = f"no {what} has this name{hint}{ending}; `sltt-bench list {all_of_them}` shows all"
     raise RecipeError(name_or_path, [fault])
 
@@ -631,7 +636,9 @@ def _faults(
             text = str(detail["ctx"]["error"])
         else:
             wanted = _WANTED.get(detail["type"], detail["msg"])
-            text = f"{wanted}, but it is {shortened(detail['input'])}{_remedy(detail['input'])}"
+            text = (
+                f"{wanted}, but it is {shortened(detail['input'])}{_remedy(detail['input'], detail['type'])}"
+            )
         yield Fault(key, text)
 
 
@@ -639,6 +646,7 @@ _WANTED = {
     "model_type": "must be a mapping of keys to values",
     "dict_type": "must be a mapping of keys to values",
     "list_type": "must be a list, in brackets: [a, b]",
+    "too_short": "must not be empty",
 }
 """Type of pydantic's fault → what it says in the words of YAML."""
 
@@ -670,12 +678,16 @@ def _places() -> dict[str, str]:
     return places
 
 
-def _remedy(value: Any) -> str:
-    """What to write instead of text that other versions of YAML take for something else."""
+def _remedy(value: Any, kind: str) -> str:
+    """What to write instead of text that was meant as something else. `kind`: pydantic's type of the fault."""
     if isinstance(value, str) and value.lower() in ("on", "off", "yes", "no", "y", "n"):
         return "; YAML 1.2 writes true and false"
     if isinstance(value, str) and re.fullmatch(r"[-+]?\d[\d_]*(\.[\d_]*)?", value) and "_" in value:
         return f"; YAML 1.2 has no underscores in numbers: write {value.replace('_', '')}"
+    if isinstance(value, str) and kind.endswith("_type"):
+        with suppress(YAMLFault):
+            if not isinstance(parse_yaml(value), str | None):
+                return "; in quotes it is text: leave the quotes out"
     return ""
 
 
