@@ -182,7 +182,9 @@ def check_batches(cells: Iterable[Cell]) -> None:
             fault = f"train.batch_size is {batch_size:,}, but an epoch has {samples:,} training samples; lower it{more}"
             decisive = ("train.batch_size", "data.", "validation")
             settings = [f"{key}={value}" for key, value in cell.overrides.items() if key.startswith(decisive)]
-            raise RecipeError(" with ".join([cell.recipe.name, *settings]), [fault])
+            settings = [*(["--smoke"] if cell.smoke else []), *settings]
+            chosen = f" with {', '.join(settings)}" if settings else ""
+            raise RecipeError(f"{cell.recipe.name}{chosen}", [fault])
 
 
 def _check_devices(cells: Sequence[Cell], places: Sequence[Place]) -> None:
