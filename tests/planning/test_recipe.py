@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sltt_bench.command_line.cli import app
+from sltt_bench.command_line.commands import check_batches
 from sltt_bench.planning.plan import Request, make_plans
 from sltt_bench.planning.recipe import (
     RecipeError,
@@ -23,6 +24,7 @@ from sltt_bench.planning.recipe import (
 from sltt_bench.planning.recipe_fields import NOT_DECISIVE, Recipe
 from sltt_bench.report.claims import unfit_when
 from sltt_bench.report.groups import flat, settings_of
+from sltt_bench.tuning.plan import plan_tuning
 
 Write = Callable[[str, str], Path]
 
@@ -569,6 +571,14 @@ def test_the_fingerprint_follows_what_is_computed_and_nothing_else() -> None:
     assert words.fingerprint() == base.fingerprint()
     assert load_recipe("digits", {"train.lr": 0.2}).fingerprint() != base.fingerprint()
     assert load_recipe("digits", {"neuron.tau": 2.0}).fingerprint() != base.fingerprint()
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_shipped_recipe_has_batches_that_fit_a_smoke_run_and_its_trials(name: str) -> None:
+    plans = make_plans(name, Request(smoke=True))
+    if load_recipe(name).tuning is not None:
+        plans += plan_tuning(name, Request(smoke=True))
+    check_batches(cell for plan in plans for cell in plan)
 
 
 @pytest.mark.parametrize("name", recipe_names())
