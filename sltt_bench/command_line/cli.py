@@ -447,6 +447,8 @@ def submit(
     cells = [cell for plan in plans for cell in plan]
     commands.check_batches(cells)
     commands.check_data(cells, data_dir)
+    for plan in plans:
+        commands.show_remarks(plan)
     submission = hand_over(
         plans, resources, out=out, data_dir=data_dir, command=command, timeout_s=timeout_s, resume=resume
     )

@@ -315,8 +315,14 @@ def show_plans(plans: list[Plan]) -> None:
         ]
         title = f"{plan.recipe.name}: {len(plan)} cell{'s' * (len(plan) != 1)}"
         print_table(table_of("plan", title, columns, plan), console)
-        for remark in (*plan.remarks, *plan.left_out):
-            console.print(f"[dim]{escape(remark)}[/dim]")
+        show_remarks(plan)
+
+
+def show_remarks(plan: Plan) -> None:
+    """What is left out of a plan, and what else the user should know of it."""
+    console = make_console()
+    for remark in (*plan.remarks, *plan.left_out):
+        _say(console, remark)
 
 
 WIDE = 120
