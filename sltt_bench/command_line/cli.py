@@ -74,8 +74,9 @@ def _check_not_empty(command: Any, values: Mapping[str, Any]) -> None:
         value, hint = values.get(parameter.name), hints.get(parameter.name)
         is_argument = parameter.param_type_name == "argument"
         if (is_argument or Path in (hint, *get_args(hint))) and "" in _each(value):
-            argument = (parameter.metavar or parameter.name.upper()).removesuffix("...")
-            label = argument if is_argument else max(parameter.opts, key=len)
+            label = (
+                (parameter.metavar or parameter.name.upper()) if is_argument else max(parameter.opts, key=len)
+            )
             raise UserError(f"{label} '': is empty; a variable of the shell that is not set?")
 
 
@@ -129,16 +130,20 @@ def _complete(incomplete: str, names: Iterable[str]) -> list[str]:
 
 
 def _complete_recipe(incomplete: str) -> list[str]:
+    """Recipes are arguments of their own, and no comma list."""
     from sltt_bench.planning.recipe import recipe_names, study_names
 
-    return _complete(incomplete, [*recipe_names(), *study_names()])
+    return [name for name in (*recipe_names(), *study_names()) if name.startswith(incomplete)]
 
 
 def _complete_methods(incomplete: str) -> list[str]:
-    """A name with a number in it as far as the number."""
+    """A name with a number in it as far as the number. Loads no plug-in, which might take longer than typing the rest."""
     from sltt_bench import methods
+    from sltt_bench.common.plugins import plugins
 
-    return _complete(incomplete, [re.split(r"[NX(\[\\]", label)[0] for label in methods.labels()])
+    built_in = [re.split("[NX]", entry.label)[0] for entry in methods.METHODS.values()]
+    of_others = [re.split(r"[(\[\\]", plugin.name)[0] for plugin in plugins("methods")]
+    return _complete(incomplete, filter(None, [*built_in, *of_others]))
 
 
 def _complete_datasets(incomplete: str) -> list[str]:
@@ -166,14 +171,23 @@ RecipeName = Annotated[
 ]
 RecipeNames = Annotated[
     list[str],
-    typer.Argument(metavar="RECIPE...", help="Recipes by name or file.", autocompletion=_complete_recipe),
+    typer.Argument(
+        metavar="RECIPE",
+        help="Recipes by name or file, with spaces between them.",
+        autocompletion=_complete_recipe,
+    ),
 ]
 Methods = Annotated[
     str | None,
     typer.Option("--method", "-m", help="Comma list, e.g. bptt,sltt,sltt-k4. Default: the recipe's.",
                  autocompletion=_complete_methods),
 ]  # fmt: skip
-Backends = Annotated[str, typer.Option(help="Comma list of backends.", autocompletion=_complete_backends)]
+Backends = Annotated[
+    str,
+    typer.Option(
+        help="Comma list: reference, native, spikingjelly, or your own.", autocompletion=_complete_backends
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", help="key=value for one recipe field; key=1,2,4 makes a grid. Repeatable."),
@@ -192,7 +206,11 @@ Synthetic = Annotated[
 Jobs = Annotated[
     int | None,
     typer.Option(
-        "--jobs", "-j", min=1, max=4096, help="Cells that run side by side, threads shared among them."
+        "--jobs",
+        "-j",
+        min=1,
+        max=4096,
+        help="Cells that run side by side, threads shared among them. Default: 1.",
     ),
 ]
 Devices = Annotated[
@@ -203,10 +221,12 @@ Oversubscribe = Annotated[
     typer.Option("--oversubscribe", help="Allow more cells at once than there are processors or devices."),
 ]
 
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda:N.")]
-Seeds = Annotated[str | None, typer.Option(help="Comma list of seeds.")]
+Device = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda or cuda:N.")]
+Seeds = Annotated[str | None, typer.Option(help="Comma list, e.g. 0,1,2. Default: the recipe's.")]
 Init = Annotated[str | None, typer.Option(help="Start from this checkpoint, or from `random` weights.")]
-Timeout = Annotated[str | None, typer.Option(help="Wall-clock limit of one cell, e.g. 90s, 30m, 2h.")]
+Timeout = Annotated[
+    str | None, typer.Option(help="Wall-clock limit of one cell, e.g. 90s, 30m, 2h. Default: none.")
+]
 ProcessesPerCell = Annotated[
     int | None,
     typer.Option(min=1, help="Processes that share each batch of a cell, a device each (train.devices)."),
@@ -215,7 +235,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.
 Estimates = Annotated[
     bool, typer.Option("--estimate/--no-estimate", help="Estimate each cell's memory before the run.")
 ]
-Results = Annotated[list[Path], typer.Argument(help="Folders with results, at any depth.")]
+Results = Annotated[list[Path], typer.Argument(metavar="RESULTS", help="Folders with results, at any depth.")]
 AsJSON = Annotated[bool, typer.Option("--json", help="As JSON, for scripts.")]
 
 
@@ -260,7 +280,9 @@ def run(
     timeout: Timeout = None,
     log: Annotated[
         str | None,
-        typer.Option(help="Comma list: tensorboard, wandb, mlflow, mlperf. Columns keep their names."),
+        typer.Option(
+            help="Log there too, under the names of the CSV columns: tensorboard, wandb, mlflow, mlperf (comma list)."
+        ),
     ] = None,
     estimates: Estimates = True,
     skip_oversize: Annotated[
@@ -307,7 +329,10 @@ def tune(
     recipe: RecipeName,
     method: Methods = None,
     seed: Annotated[
-        str | None, typer.Option(help="Comma list of seeds of the final training; no trial's.")
+        str | None,
+        typer.Option(
+            help="Comma list of seeds of the final training, none of them a trial's. Default: the recipe's."
+        ),
     ] = None,
     overrides: Annotated[
         list[str] | None,
@@ -323,7 +348,8 @@ def tune(
     nproc_per_cell: ProcessesPerCell = None,
     oversubscribe: Oversubscribe = False,
     backend: Annotated[
-        str, typer.Option(help="The backend.", autocompletion=_complete_backends)
+        str,
+        typer.Option(help="reference, native, spikingjelly, or your own.", autocompletion=_complete_backends),
     ] = "reference",
     out: Out = Path("results"),
     resume: Resume = False,
@@ -387,7 +413,7 @@ def submit(
         typer.Option(help="A further option of sbatch: account=NAME, exclusive. Repeatable."),
     ] = None,
 ) -> None:
-    """Hand the same plan to Slurm: one job array, a job for each cell, all into one folder."""
+    """Do what `run` does on a Slurm cluster: one job array, a job for each cell, all results in one folder."""
     from sltt_bench.command_line import commands
     from sltt_bench.command_line.slurm import Resources
     from sltt_bench.command_line.slurm import submit as hand_over
@@ -421,6 +447,8 @@ def submit(
     cells = [cell for plan in plans for cell in plan]
     commands.check_batches(cells)
     commands.check_data(cells, data_dir)
+    for plan in plans:
+        commands.show_remarks(plan)
     submission = hand_over(
         plans, resources, out=out, data_dir=data_dir, command=command, timeout_s=timeout_s, resume=resume
     )
@@ -454,7 +482,10 @@ def cancel(
 @app.command()
 def report(
     results: Results,
-    out: Annotated[Path | None, typer.Option(help="Where the report goes.", file_okay=False)] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where the report goes. Default: `report` in the first folder.", file_okay=False),
+    ] = None,
     baseline: Annotated[str | None, typer.Option(help="Method that ratios refer to (default: bptt).")] = None,
     formats: Annotated[
         str,
@@ -463,7 +494,7 @@ def report(
             help="Comma list: terminal, csv, svg, svg-column, png, png-column, markdown, html, latex, json.",
         ),
     ] = "terminal,csv,svg,markdown,html",
-    check: Annotated[bool, typer.Option("--check", help="Exit with 1 if a claim does not hold.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Exit code 1 if a claim does not hold.")] = False,
     full: Annotated[bool, typer.Option("--full", help="Print every table, not only the answer.")] = False,
 ) -> None:
     """Compare: tables, plots and a verdict on each claim, from any pile of result folders."""
@@ -541,10 +572,16 @@ def estimate(
         str | None, typer.Option(help="Comma list of batch sizes. Default: the recipe's.")
     ] = None,
     memory: Annotated[
-        str | None, typer.Option(help="Find the largest batch and T that fit, e.g. 24GiB.")
+        str | None,
+        typer.Option(
+            help="A GPU's memory, e.g. 24GiB: find the largest batch and T that fit into 90 % of it."
+        ),
     ] = None,
     gpu: Annotated[
-        str | None, typer.Option(help="A GPU of the data-sheet table: a lower bound on time.")
+        str | None,
+        typer.Option(
+            help="A GPU, e.g. rtx-4090: give a lower bound on the time of an epoch from its data sheet."
+        ),
     ] = None,
     gpu_file: Annotated[Path | None, typer.Option(help="A YAML file with more GPUs.", dir_okay=False)] = None,
     overrides: Overrides = None,
@@ -559,7 +596,7 @@ def estimate(
     baseline: Annotated[str | None, typer.Option(help="Method that ratios refer to (default: bptt).")] = None,
     as_json: AsJSON = False,
 ) -> None:
-    """Memory and compute of a run, exactly, without a GPU and without data."""
+    """Count the memory and compute of a run, exactly, without a GPU and without data."""
     from sltt_bench.command_line import commands
     from sltt_bench.estimate.plan import plan_estimates
     from sltt_bench.planning.plan import plans_of_all
@@ -573,14 +610,18 @@ def estimate(
     if device not in ("cpu", "cuda"):
         _fail(f"--device {device}: an estimate is for cuda or cpu")
     request = make_request(method, backend, "0", grid, device, smoke=smoke, init="random")
-    plans = plans_of_all(recipes, request)
+    plans = plan_estimates(
+        plans_of_all(recipes, request),
+        device_type="cpu" if device == "cpu" else "cuda",
+        gpu=gpu,
+        gpu_file=gpu_file,
+        memory=memory,
+    )
+    plans = commands.without_refused(plans, here=False)
     planned = list(dict.fromkeys(cell.method for plan in plans for cell in plan))
     if baseline is not None and baseline not in planned:
         known = ", ".join(planned)
         _fail(f"--baseline {baseline}: no such method here{nearest(baseline, planned)}; there are {known}")
-    plans = plan_estimates(
-        plans, device_type="cpu" if device == "cpu" else "cuda", gpu=gpu, gpu_file=gpu_file, memory=memory
-    )
     json_rows = ESTIMATES_FILE if as_json else None
     code = commands.run_plans(plans, out=out, resume=resume, baseline=baseline or "bptt", json_rows=json_rows)
     raise typer.Exit(code)
@@ -591,7 +632,8 @@ def list_(
     what: Annotated[
         str,
         typer.Argument(
-            help="recipes, studies, methods, models, datasets or backends; everything by default."
+            metavar="KIND",
+            help="recipes, studies, methods, models, datasets or backends; everything by default.",
         ),
     ] = "all",
     as_json: AsJSON = False,
@@ -716,7 +758,7 @@ def export(
 
 @submission_app.command("check")
 def submission_check(
-    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Folders with results.")],
+    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER", help="Folders with results.")],
     as_json: AsJSON = False,
 ) -> None:
     """Say whether results meet the rules of docs/rules.md; exit code 1 if not."""

@@ -182,7 +182,9 @@ def check_batches(cells: Iterable[Cell]) -> None:
             fault = f"train.batch_size is {batch_size:,}, but an epoch has {samples:,} training samples; lower it{more}"
             decisive = ("train.batch_size", "data.", "validation")
             settings = [f"{key}={value}" for key, value in cell.overrides.items() if key.startswith(decisive)]
-            raise RecipeError(" with ".join([cell.recipe.name, *settings]), [fault])
+            settings = [*(["--smoke"] if cell.smoke else []), *settings]
+            chosen = f" with {', '.join(settings)}" if settings else ""
+            raise RecipeError(f"{cell.recipe.name}{chosen}", [fault])
 
 
 def _check_devices(cells: Sequence[Cell], places: Sequence[Place]) -> None:
@@ -313,8 +315,14 @@ def show_plans(plans: list[Plan]) -> None:
         ]
         title = f"{plan.recipe.name}: {len(plan)} cell{'s' * (len(plan) != 1)}"
         print_table(table_of("plan", title, columns, plan), console)
-        for remark in (*plan.remarks, *plan.left_out):
-            console.print(f"[dim]{escape(remark)}[/dim]")
+        show_remarks(plan)
+
+
+def show_remarks(plan: Plan) -> None:
+    """What is left out of a plan, and what else the user should know of it."""
+    console = make_console()
+    for remark in (*plan.remarks, *plan.left_out):
+        _say(console, remark)
 
 
 WIDE = 120
@@ -329,7 +337,7 @@ def show_list(what: str, *, as_json: bool = False) -> None:
         "methods": lambda: _named(
             [
                 *methods.descriptions(),
-                *((methods.label_of(entry.name), f"plug-in: {entry.value}") for entry in plugins("methods")),
+                *((methods.label_of(entry), f"plug-in: {entry.value}") for entry in plugins("methods")),
             ]
         ),
         "models": lambda: _named((name, _first_line(models.options_type, name)) for name in models.names()),

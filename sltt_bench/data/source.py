@@ -238,7 +238,12 @@ class DataSource(Strict):
         What is there already is left alone; what was interrupted goes on. Raises DataError, which says
         which file to put where if that is for the user to do.
         """
-        return [f"{self.name} needs no files: nothing to get."]
+        needed = self.needed(data_dir)
+        if absent := [str(path) for path in needed if not path.exists()]:
+            raise DataError(
+                f"data set {self.name!r} is your own, which nothing downloads: put it at {', '.join(absent)}"
+            )
+        return [f"{self.name} {'is there' if needed else 'needs no files'}: nothing to get."]
 
     def labels(self, data_dir: Path, split: str) -> Sequence[int]:
         """The label of every sample of "train" or "test", for `verify`. Raises DataError.

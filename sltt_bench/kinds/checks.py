@@ -1,4 +1,4 @@
-"""Checks a cell before a run: what its backend, its method and its initial weights refuse, without data.
+"""Checks a cell before a run or an estimate: what its backend, its method and its initial weights refuse, without data.
 
 The network is built of fake tensors: a check takes neither the memory nor the time of a real one.
 """
@@ -16,7 +16,7 @@ from sltt_bench.backends import Backend
 from sltt_bench.common.errors import UserError
 from sltt_bench.kinds import Job
 from sltt_bench.measure.fake_tensors import fake_tensors, modules_stay_where_they_are
-from sltt_bench.neurons import no_such_layer
+from sltt_bench.neurons import layers_of_neurons, no_such_layer
 from sltt_bench.planning.plan import Cell
 from sltt_bench.planning.recipe import recipe_from_dict
 from sltt_bench.training.experiment import UnsupportedCell, build_network, make_backend, network_of, unserved
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def check_cell(cell: Cell, job: Job, reporter: "Reporter") -> None:
-    """Report what refuses the cell (backend, method or weights) and why, if anything does.
+    """Report what refuses the cell (backend, method or weights) and why, if anything does, and its layers of neurons.
 
     The cell's options are `here`, whether it is to run on this machine, and `starts_from`, the recipe whose checkpoint it
     starts from, or None.
@@ -39,6 +39,7 @@ def check_cell(cell: Cell, job: Job, reporter: "Reporter") -> None:
         with fake_tensors(), modules_stay_where_they_are():
             asked = "method"
             network = network_of(cell, backend)
+            reporter.facts(neurons=len(layers_of_neurons(network)))
             _check_method(cell, network)
             asked = "weights"
             _check_weights(cell, network)

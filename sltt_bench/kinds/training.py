@@ -328,9 +328,9 @@ def choose_device(asked: str) -> torch.device:
             raise UnusableGpu(unusable_text(asked, gpus, reason))
         if asked == "auto":
             return torch.device("cpu")
-        raise UnusableGpu(f"--device {asked}: torch sees no CUDA GPU here; `sltt-bench doctor` tells why")
+        raise UnusableGpu(f"device {asked}: torch sees no CUDA GPU here; `sltt-bench doctor` tells why")
     device = torch.device("cuda", 0 if asked == "auto" else torch.device(asked).index or 0)
     if device.index >= torch.cuda.device_count():
-        raise UnusableGpu(f"--device {asked}: there are only {torch.cuda.device_count()} GPUs")
+        raise UnusableGpu(f"device {asked}: there are only {torch.cuda.device_count()} GPUs")
     torch.cuda.set_device(device)
     return device

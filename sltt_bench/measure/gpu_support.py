@@ -136,7 +136,7 @@ def check_gpu_is_usable(device: str) -> None:
         raise UnusableGpu(unusable_text(device, gpus, reason))
     if device != "auto" and (reason := why_absent(device, gpus)) is not None:
         raise UnusableGpu(
-            f"--device {device}: {reason}; `sltt-bench doctor` says more, --device auto takes what is there"
+            f"device {device}: {reason}; `sltt-bench doctor` says more, --device auto instead takes what is there"
         )
 
 
@@ -144,7 +144,7 @@ def unusable_text(device: str, gpus: list[Gpu], reason: str) -> str:
     """The refusal in words."""
     more = f" and {len(gpus) - 1} more" if len(gpus) > 1 else ""
     remedy = f"{REMEDY_WHEEL}, {REMEDY_CPU}" if device == "auto" else REMEDY_WHEEL
-    return f"--device {device}: there is a GPU ({gpus[0].name}{more}), but {reason}; {remedy}"
+    return f"device {device}: there is a GPU ({gpus[0].name}{more}), but {reason}; {remedy}"
 
 
 def _major(version: str) -> int:

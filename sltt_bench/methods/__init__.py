@@ -4,14 +4,17 @@ A method is an object with `accumulate_gradients(unroll)`. A built-in method is 
 the module's docstring holds its equations; the variable parts of the name are the class's arguments. Third
 parties add methods with the entry-point group `sltt_bench.methods`: the entry's name is a regular expression
 for the whole method name, and its object a factory that takes the match of the name and T. The factory may
-declare what the method promises in an attribute `promises`.
+declare what the method promises in an attribute `promises`, and how its name is written in an attribute `label`
+(`traced-lX`: N and X stand for numbers).
 """
 
 import ast
 import inspect
 import re
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -313,36 +316,32 @@ class UnknownMethod(UserError, ValueError):
 
 
 def labels() -> list[str]:
-    """Returns the form of every method's name, such as `sltt-kN`, third-party methods included."""
+    """Returns the form of every method's name, such as `sltt-kN`. Loads the methods of third parties."""
     return [
         *(entry.label for entry in METHODS.values()),
-        *(label_of(entry.name) for entry in plugins("methods")),
+        *(label_of(plugin) for plugin in plugins("methods")),
     ]
 
 
 def examples() -> list[str]:
     """Returns an example name for each of `labels`, such as `sltt-k2` for `sltt-kN`."""
-    return [label.replace("N", "2").replace("X", "0.5") for label in labels()]
+    return [_example(label) for label in labels()]
 
 
-def label_of(pattern: str) -> str:
-    """A plug-in's regular expression as labels are written: N and X for numbers, without what may be left out.
+def _example(label: str) -> str:
+    return label.replace("N", "2").replace("X", "0.5")
 
-    The expression itself where it is more than that.
+
+def label_of(plugin: EntryPoint) -> str:
+    """Returns the `label` that a plug-in's factory declares, such as `traced-lX`.
+
+    The regular expression of its names if the plug-in declares no label that it takes, or cannot be loaded.
     """
-    label = _FRACTION.sub("X", _WHOLE.sub("N", pattern))
-    label = re.sub(r"N\((?:\?:)?\\\.N\)\?", "X", label)
-    while (shorter := _OPTIONAL.sub("", _GROUP.sub(r"\1", label))) != label:
-        label = shorter
-    label = re.sub(r"\\([-.])", r"\1", label)
-    return label if re.fullmatch(r"[\w.-]+", label) else pattern
-
-
-_DIGIT, _MANY = r"(?:\\d|\[0-9\])", r"(?:[+*]|\{\d+(?:,\d*)?\})"
-_WHOLE = re.compile(rf"\[1-9\]{_DIGIT}\*|{_DIGIT}{_MANY}?")
-_FRACTION = re.compile(rf"\[(?:\\d|N|0-9)\\?\.\]{_MANY}")
-_GROUP = re.compile(r"\((?:\?P<\w+>|\?:)?([NX])\)(?![?*+{])")
-_OPTIONAL = re.compile(r"\((?:\?P<\w+>|\?:)?[^()|]*\)\?")
+    with suppress(PluginFailed, re.error):
+        label = str(getattr(load_plugin(plugin), "label", plugin.name))
+        if re.fullmatch(plugin.name, _example(label)):
+            return label
+    return plugin.name
 
 
 def descriptions() -> list[tuple[str, str]]:

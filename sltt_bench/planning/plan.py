@@ -113,6 +113,10 @@ class Request:
     data_dir: Path | None = None
     """Where data sets are; None where no data are read."""
 
+    def option_of(self, key: str) -> str:
+        """What overrides a dotted field, as errors name it."""
+        return self.origins.get(key, f"--set {shortened_text(key, 80)}")
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -297,7 +301,7 @@ def _resolve(recipe_name: str, request: Request) -> tuple[Recipe, list[ResolvedP
         f"{name} is left out at T = {', '.join(map(str, sorted(set(at))))}: K must not exceed T"
         for name, at in sorted(missing.items())
     ]
-    remarks += _replaced(request.grid[0], [study for study, _ in of_study])
+    remarks += _replaced(request, [study for study, _ in of_study])
     remarks += filter(None, [namesake(recipe_name), smoke_left_out(recipe_name) if request.smoke else None])
     return main, resolved, remarks
 
@@ -310,7 +314,7 @@ def _check_axes(request: Request) -> None:
         if decides or all(point[key] == first for point in request.grid):
             continue
         fault = "takes one value for a command: cells that differ in nothing else are one experiment"
-        lines[f"{request.origins.get(key, f'--set {key}')}: {fault}"] = fault
+        lines[f"{request.option_of(key)}: {fault}"] = fault
     if lines:
         raise RecipeError("--set", list(lines.values()), list(lines))
 
@@ -328,7 +332,7 @@ def _check_is_for_overrides(main: Recipe, request: Request) -> None:
             "methods": "a study says its own; give --method",
         }
     lines = {
-        f"{request.origins.get(key, f'--set {key}')}: {faults[section]}": faults[section]
+        f"{request.option_of(key)}: {faults[section]}": faults[section]
         for key in request.grid[0]
         if (section := key.partition(".")[0]) in faults
     }
@@ -350,21 +354,19 @@ def _points_of_study(main: Recipe, recipe_name: str, request: Request) -> list[t
 
 def _origins_of_request(request: Request, overrides: Iterable[str]) -> dict[str, str]:
     """Dotted field → what the user typed that sets it."""
-    typed = {key: f"--set {shortened_text(key, 80)}" for key in overrides}
-    if request.methods is not None:
-        typed["methods"] = "--method"
-    return {key: request.origins.get(key, option) for key, option in typed.items()}
+    typed = {key: request.option_of(key) for key in overrides}
+    return typed if request.methods is None else {**typed, "methods": "--method"}
 
 
-def _replaced(overrides: Iterable[str], of_study: Iterable[Grid]) -> list[str]:
+def _replaced(request: Request, of_study: Iterable[Grid]) -> list[str]:
     """What the user sets that points of a study set too: points that differ in nothing else become one."""
     own = {key for study in of_study for key in study.settings}
     replaced = [
         key
-        for key in overrides
+        for key in request.grid[0]
         if key in own or any(key == holder for holder, _ in held_by_another([key, *own]))
     ]
-    return [f"--set {key} takes the place of what the study sets" for key in replaced]
+    return [f"{request.option_of(key)} takes the place of what the study sets" for key in replaced]
 
 
 def _as_part_of(study: Recipe, recipe: Recipe) -> Recipe:

@@ -76,8 +76,11 @@ def find_recipe(name_or_path: str) -> Path:
         if _is_folder(path):
             raise RecipeError(name_or_path, ["no such file: it is a folder; give a recipe's file"])
         hint = ""
-        with suppress(OSError, ValueError):  # where it cannot even be a path
-            hint = nearest(path.name, [file.name for file in path.parent.glob("*.y*ml")])
+        if path.stem in recipe_names():
+            hint = f" (the shipped recipe is called {path.stem}, without folder and ending)"
+        else:
+            with suppress(OSError, ValueError):  # where it cannot even be a path
+                hint = nearest(path.name, [file.name for file in path.parent.glob("*.y*ml")])
         fault = f"no such file{hint}; `sltt-bench list recipes` shows the names"
         raise RecipeError(name_or_path, [fault])
     path = recipe_folder() / f"{name_or_path}.yaml"
@@ -92,6 +95,8 @@ def find_recipe(name_or_path: str) -> Path:
     hint = nearest(name_or_path, names)
     if _is_file(Path(f"{name_or_path}.yaml")):
         hint, ending = "", f", but a file has: give it with its ending, {name_or_path}.yaml"
+    if "," in name_or_path:
+        hint, ending = "", "; several are given with spaces between them"
     fault = f"no {what} has this name{hint}{ending}; `sltt-bench list {all_of_them}` shows all"
     raise RecipeError(name_or_path, [fault])
 
@@ -154,7 +159,8 @@ def load_recipe(
         for section in ("data", "model")
         if isinstance(raw.get(section), dict) and isinstance(raw[section].get("name"), str)
     }
-    further = partial(_further_faults, any_k=any_k, file=path, kinds=kinds)
+    rest = partial(_further_faults, file=path, kinds=kinds)
+    further = partial(rest, any_k=any_k)
     chosen = {**(overrides or {}), **({"methods": chosen_methods} if chosen_methods else {})}
     named = {key: f"--set {shortened_text(key, 80)}" for key in overrides or ()}
     if chosen_methods:
@@ -177,18 +183,34 @@ def load_recipe(
         lines = [_blamed(fault, files, layers, before) for fault in faults]
         raise RecipeError(str(path), [str(fault) for fault in faults], lines)
     if not smoke and smoke_layer is not None and path.name != RECIPE_FILE:
-        _check_smoke(raw, smoke_layer, layers if place else [])
+        is_own = place is not None or "smoke" in files[0][1]
+        # The points of a grid, and of a study, may have another T or other methods.
+        further = partial(rest, any_k=place is not None or recipe.study is not None)
+        _check_smoke(raw, smoke_layer, layers if place else [], further, is_own=is_own)
     return recipe
 
 
-def _check_smoke(raw: Mapping[str, Any], layer: Layer, overrides: Sequence[Layer]) -> None:
-    """Raises RecipeError for what is wrong with a key of `smoke` by itself: who reads a recipe is told of it, and not first who
-    runs it with --smoke. What a key rules out together with others, --smoke tells.
+def _check_smoke(
+    raw: Mapping[str, Any],
+    layer: Layer,
+    overrides: Sequence[Layer],
+    further: Callable[[Recipe], Iterable[Fault]],
+    *,
+    is_own: bool,
+) -> None:
+    """Raises RecipeError for what is wrong with `smoke`: who reads a recipe is told of it, and not first who runs it with --smoke.
 
-    `overrides`: what `smoke` must fit; nothing, where it is the file's.
+    `overrides`: what `smoke` must fit; nothing, where it is the file's. Of another recipe's `smoke`, which nobody wrote for this one
+    (not `is_own`), only what is wrong with a key by itself: what it rules out together with other fields, --smoke tells.
     """
-    _, faults = _validated(*_laid_over(raw, [layer, *overrides]))
-    told = {fault: line for fault in faults if (line := blamed_on_settings(fault, [layer])) is not None}
+    without = set(_validated(*_laid_over(raw, overrides), further)[1])
+    _, faults = _validated(*_laid_over(raw, [layer, *overrides]), further)
+    told = {
+        fault: line
+        for fault in faults
+        if fault not in without
+        if (line := blamed_on_settings(fault, [layer]) or (blamed_on_layer(fault, layer) if is_own else None))
+    }
     if told:
         raise RecipeError(layer.place, [str(fault) for fault in told], [*told.values()])
 
@@ -573,6 +595,9 @@ def _fields(place: Any) -> list[str]:
 
 
 def _smoke_faults(recipe: Recipe) -> Iterator[Fault]:
+    for key in recipe.smoke:
+        if key.partition(".")[0] == "smoke":
+            yield Fault(f"smoke.{key}", "sets what --smoke has applied already; leave it out")
     for section, field in held_by_another(recipe.smoke):
         yield Fault("smoke", f"{section} replaces all of what {field} sets a part of; write one of the two")
 
@@ -611,7 +636,9 @@ def _faults(
             text = str(detail["ctx"]["error"])
         else:
             wanted = _WANTED.get(detail["type"], detail["msg"])
-            text = f"{wanted}, but it is {shortened(detail['input'])}{_remedy(detail['input'])}"
+            text = (
+                f"{wanted}, but it is {shortened(detail['input'])}{_remedy(detail['input'], detail['type'])}"
+            )
         yield Fault(key, text)
 
 
@@ -619,6 +646,7 @@ _WANTED = {
     "model_type": "must be a mapping of keys to values",
     "dict_type": "must be a mapping of keys to values",
     "list_type": "must be a list, in brackets: [a, b]",
+    "too_short": "must not be empty",
 }
 """Type of pydantic's fault → what it says in the words of YAML."""
 
@@ -650,12 +678,16 @@ def _places() -> dict[str, str]:
     return places
 
 
-def _remedy(value: Any) -> str:
-    """What to write instead of text that other versions of YAML take for something else."""
+def _remedy(value: Any, kind: str) -> str:
+    """What to write instead of text that was meant as something else. `kind`: pydantic's type of the fault."""
     if isinstance(value, str) and value.lower() in ("on", "off", "yes", "no", "y", "n"):
         return "; YAML 1.2 writes true and false"
     if isinstance(value, str) and re.fullmatch(r"[-+]?\d[\d_]*(\.[\d_]*)?", value) and "_" in value:
         return f"; YAML 1.2 has no underscores in numbers: write {value.replace('_', '')}"
+    if isinstance(value, str) and kind.endswith("_type"):
+        with suppress(YAMLFault):
+            if not isinstance(parse_yaml(value), str | None):
+                return "; in quotes it is text: leave the quotes out"
     return ""
 
 
@@ -692,7 +724,9 @@ def parse_overrides(
         key = key.strip()
         if not separator or not key:
             example = "must have the form key=value, e.g. train.epochs=2"
-            raise RecipeError("--set", [f"{shortened(assignment)} {example}"])
+            raise RecipeError(
+                named(key).rstrip() if separator else "--set", [f"{shortened(assignment)} {example}"]
+            )
         try:
             values = [parse_yaml(part) for part in _split_at_commas(text)]
         except YAMLFault as fault:
@@ -706,7 +740,8 @@ def parse_overrides(
         raise RecipeError(named(section), [clash])
     points = math.prod(len(values) for values in axes.values())
     if points > MAX_GRID_POINTS:
-        raise RecipeError("--set", [f"a grid of {points} points; at most {MAX_GRID_POINTS} are taken"])
+        several = ", ".join(dict.fromkeys(named(key) for key, values in axes.items() if len(values) > 1))
+        raise RecipeError(several, [f"a grid of {points} points; at most {MAX_GRID_POINTS} are taken"])
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 

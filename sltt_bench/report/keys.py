@@ -136,8 +136,12 @@ def differing_fields(keys: Sequence[GroupKey]) -> list[str]:
     words = {
         name: word for name, word in DIFFERENCE_WORDS.items() if len({getattr(key, name) for key in keys}) > 1
     }
-    if words.keys() & {"timesteps", "batch_size", "recipe", "validation", "tuning"}:
-        words.pop("recipe_hash", None)  # it follows from these
+    decisive = [
+        name for name in ("timesteps", "batch_size", "recipe", "validation", "tuning") if name in words
+    ]
+    hashes = {(*(getattr(key, name) for name in decisive), key.recipe_hash) for key in keys}
+    if len(hashes) == len({entry[:-1] for entry in hashes}):
+        words.pop("recipe_hash", None)  # it follows from the others
     if "hardware" in words:
         for name in ("device_memory", "driver", "cpu", "threads"):
             words.pop(name, None)

@@ -1,15 +1,17 @@
-"""Asks a process with torch, before a run, what planning alone cannot know of cells: which of them would be refused.
+"""Looks at whole plans before a run or an estimate: which cells would be refused, and which overrides none of them reads.
 
-It asks about those cells alone of which something is open; most plans have none, and wait for no torch.
+What planning alone cannot know is asked of a process with torch. It asks about those cells alone of which something is open; most plans have none, and wait for no torch.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from sltt_bench import methods
 from sltt_bench.backends.shipped import SERVES
-from sltt_bench.planning.plan import Cell, Plan, Refusal, servable
+from sltt_bench.models import MODELS
+from sltt_bench.planning.plan import TUNED, Cell, Plan, Refusal, servable
 from sltt_bench.planning.recipe_fields import Recipe
 from sltt_bench.running.runner import computed
 
@@ -18,7 +20,7 @@ LIMIT_S = 60.0
 
 
 def without_refused(plans: Sequence[Plan], *, here: bool = True) -> list[Plan]:
-    """The plans without the cells that would be refused, and with what is left out.
+    """The plans without the cells that would be refused, and with what is left out and what counts for nothing.
 
     `here`: whether the cells are to run on this machine. Raises RecipeError where no cell of a method, or of a backend, is
     left; Interrupted.
@@ -31,21 +33,21 @@ def without_refused(plans: Sequence[Plan], *, here: bool = True) -> list[Plan]:
         if _is_open(cell, first):
             start = None if first is None else first.model_dump(mode="json")
             questions[_key(cell)] = replace(cell, kind="check", options={"here": here, "starts_from": start})
-    if not questions:
-        return list(plans)
-    outcomes = zip(questions, computed(list(questions.values()), timeout_s=LIMIT_S), strict=True)
-    answers = {key: outcome.facts for key, outcome in outcomes if "refusal" in outcome.facts}
+    outcomes = computed(list(questions.values()), timeout_s=LIMIT_S) if questions else []
+    answers = {key: outcome.facts for key, outcome in zip(questions, outcomes, strict=True)}
 
     def refusal(cell: Cell) -> Refusal | None:
         for asked in _with_compared(cell):
-            if (answer := answers.get(_key(asked))) is not None:
+            if "refusal" in (answer := answers.get(_key(asked), {})):
                 return Refusal(_place(cell, asked.method, answer["refused_by"]), answer["refusal"])
         return None
 
     remaining = []
     for plan in plans:
         kept, left_out = servable([(cell, refusal(cell)) for cell in plan])
-        remaining.append(replace(plan, cells=tuple(kept), left_out=(*plan.left_out, *left_out)))
+        remarks = (*plan.remarks, *_unread(kept, answers))
+        why_fewer = (*plan.left_out, *left_out)
+        remaining.append(replace(plan, cells=tuple(kept), remarks=remarks, left_out=why_fewer))
     return remaining
 
 
@@ -65,12 +67,62 @@ def _is_open(cell: Cell, first: Recipe | None) -> bool:
         cell.backend not in SERVES
         or not methods.promises(cell.method).needs.isdisjoint(_OF_THE_NETWORK)
         or cell.init is not None
+        or _may_lack_neurons(cell)
         or (first is not None and _decides_shapes(first) != _decides_shapes(cell.recipe))
     )
 
 
 _OF_THE_NETWORK: frozenset[methods.Need] = frozenset({"layers", "conversion"})
 """Needs of a method that a network's layers meet or do not, of which its options do not tell."""
+
+
+def _may_lack_neurons(cell: Cell) -> bool:
+    """Whether the cell has other neurons than its recipe, and a network of a third party, which may have none of them.
+
+    Not where the network normalises by their threshold.
+    """
+    is_foreign = cell.recipe.model.name not in MODELS and "sequence" not in cell.recipe.model.needs
+    return is_foreign and any(_section(key) == "neuron" for key in cell.overrides)
+
+
+def _section(key: str) -> str:
+    return key.partition(".")[0]
+
+
+def _unread(cells: Sequence[Cell], answers: Mapping[tuple[str, ...], Mapping[str, Any]]) -> Iterator[str]:
+    """A remark on each override that no cell reads. `answers`: what a process said of cells, by `_key`."""
+    for key in dict.fromkeys(key for cell in cells for key in cell.overrides):
+        reasons = [
+            _why_unread(key, cell, answers.get(_key(cell), {})) for cell in cells if key in cell.overrides
+        ]
+        if None not in reasons:
+            yield f"{key} counts for nothing here: {reasons[0]}"
+
+
+def _why_unread(key: str, cell: Cell, answer: Mapping[str, Any]) -> str | None:
+    """Why a cell does not read an override, or None."""
+    if _section(key) == "neuron":
+        lacks_neurons = answer.get("neurons") == 0
+        return (
+            f"network {cell.recipe.model.name} has no layer of the recipe's neurons"
+            if lacks_neurons
+            else None
+        )
+    is_read, why = _READERS.get(key) or _READERS.get(_section(key)) or _BY_ALL
+    return None if is_read(cell) else why
+
+
+_READERS: Mapping[str, tuple[Callable[[Cell], bool], str]] = {
+    "native": (lambda cell: cell.backend == "native", "only the backend native reads it"),
+    "tuning": (lambda cell: TUNED in cell.options, "only `sltt-bench tune` reads it"),
+    "smoke": (lambda cell: cell.smoke, "only --smoke reads it"),
+    "data.synthetic_samples": (lambda cell: cell.synthetic, "only --synthetic reads it"),
+    "train.momentum": (lambda cell: cell.recipe.train.optimizer == "sgd", "train.optimizer adamw has none"),
+    "train.synchronise_batch_norm": (lambda cell: cell.recipe.train.devices > 1, "train.devices is 1"),
+    "loss.mse_target": (lambda cell: cell.recipe.loss.alpha > 0, "loss.alpha is 0"),
+}
+"""Field or section of a recipe → whether a cell reads it, and why it would not."""
+_BY_ALL: tuple[Callable[[Cell], bool], str] = (lambda cell: True, "")
 
 
 def _decides_shapes(recipe: Recipe) -> tuple[object, ...]:

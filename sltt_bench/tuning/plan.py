@@ -80,7 +80,7 @@ def _faults(point: ResolvedPoint, fixed: Mapping[str, Any], request: Request) ->
         where = f"{_words(point.study)}: " if point.study.recipe or point.study.settings else ""
         yield f"{where}has no section `tuning`, which says what is searched; `sltt-bench show digits` shows one"
         return
-    yield from (f"--set {key}: tuning.grid searches it" for key in tuning.grid if key in fixed)
+    yield from (f"{request.option_of(key)}: tuning.grid searches it" for key in tuning.grid if key in fixed)
     yield from (
         f"the study sets {key}, which tuning.grid searches"
         for key in tuning.grid
@@ -127,7 +127,7 @@ def _places(
     file = file if task is None else find_recipe(beside(file, task))
     said = {"validation": "tuning.validation", "train.epochs": "tuning.epochs"}
     said |= {name: f"tuning.grid.{name}" for name in tuning.grid}
-    typed = {key: request.origins.get(key, f"--set {key}") for key in fixed}
+    typed = {key: request.option_of(key) for key in fixed}
     exactly = [place for place in said.values() if any(f"{key}.".startswith(f"{place}.") for key in typed)]
     named = {place: origin_of(place, typed) or str(file) for place in said.values()}
     return {

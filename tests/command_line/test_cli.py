@@ -51,6 +51,23 @@ ERRORS = {
     ("run", "digits", "--backend", "natif"): "unknown backend 'natif'",
     ("run", "digits", "--init", "nowhere.pt"): "nowhere.pt: no such file",
     ("run", "nowhere.yaml"): "no such file",
+    ("run", "digits,mnist"): "no recipe has this name; several are given with spaces between them",
+    (
+        "run",
+        "nowhere/digits.yml",
+    ): "no such file (the shipped recipe is called digits, without folder and ending)",
+    (
+        "run",
+        "digits",
+        "--set",
+        "train.lr='0.1'",
+    ): "valid number, but it is '0.1'; in quotes it is text: leave the quotes out",
+    (
+        "run",
+        "digits",
+        "--set",
+        "model.channels='[1]'",
+    ): "but it is '[1]'; in quotes it is text: leave the quotes out",
     ("run", "recipes/digit.yml"): "no such file (did you mean 'digits.yaml'?)",
     ("run", "recipes/", "--dry-run"): "no such file: it is a folder; give a recipe's file",
     ("run", "digits", "--set", "name=mnist", "--dry-run"): "a recipe's name is that of its file",
@@ -321,6 +338,7 @@ def test_show_prints_a_recipe_that_loads_again(tmp_path: Path) -> None:
 
 def test_completion_offers_recipes_and_the_next_method_of_a_list() -> None:
     assert "digits" in _complete_recipe("dig")
+    assert _complete_recipe("digits,mn") == [], "recipes are no list with commas"
     assert _complete_methods("bptt,sl")[0] == "bptt,sltt"
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,28 @@ CELLS = (
     "--cpus-per-task",
     "1",
 )
+
+
+def test_what_a_submission_leaves_out_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    submission = types.SimpleNamespace(folder=tmp_path)
+    monkeypatch.setattr("sltt_bench.command_line.slurm.submit", lambda plans, *args, **how: submission)
+    monkeypatch.setattr("sltt_bench.command_line.commands.show_status", lambda folder: 0)
+    arguments = [
+        "submit",
+        "digits",
+        "--method",
+        "bptt,sltt-k4",
+        "--set",
+        "timesteps=2,4",
+        "--set",
+        "native.compile=true",
+    ]
+    code, output = call(*arguments)
+    assert code == 0, output
+    assert output.splitlines() == [
+        "native.compile counts for nothing here: only the backend native reads it",
+        "sltt-k4 is left out at T = 2: K must not exceed T",
+    ]
 
 
 def call(*arguments: str) -> tuple[int, str]:

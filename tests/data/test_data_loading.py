@@ -362,6 +362,17 @@ def test_a_third_partys_data_set_is_one_class_behind_an_entry_point(
     assert data.prepare("ones", tmp_path) == ["ones needs no files: nothing to get."]
 
 
+def test_data_of_ones_own_are_for_oneself_to_put_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (kind,) = (type(load_recipe("digits").data),)
+    monkeypatch.setattr(kind, "needed", lambda self, data_dir: [data_dir / "ones"])
+    with pytest.raises(DataError, match=f"nothing downloads: put it at {tmp_path / 'ones'}"):
+        data.prepare("digits", tmp_path)
+    (tmp_path / "ones").mkdir()
+    assert data.prepare("digits", tmp_path) == ["digits is there: nothing to get."]
+
+
 def test_options_of_all_data_sets_are_known_without_torch() -> None:
     code = (
         "import sys; from sltt_bench import data; from pathlib import Path;"

@@ -69,6 +69,18 @@ def test_the_page_on_event_recordings_works_as_it_stands(
     frames, label = bundle.train[5]
     assert (frames.shape, label) == ((4, 2, 16, 16), 1)
     assert frames.sum() == pytest.approx(50 / 4, rel=0.1), "mean counts of four pixels"
+    info = Path("my_events-1.0.dist-info")
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-events\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[sltt_bench.data]\nmy-events = my_events:MyEvents\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    Path("gestures.yaml").write_text(example("yaml", 2))
+    commands = re.findall("^sltt-bench (.*my-events.*|.*gestures.yaml.*)$", PAGE, flags=re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        dry = ["--dry-run"] if command.startswith("run") else []
+        result = CliRunner().invoke(app, [*shlex.split(command), *dry])
+        assert result.exit_code == 0, result.output
 
 
 @pytest.mark.parametrize("command", ["tune", "run"])

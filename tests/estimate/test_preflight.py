@@ -138,3 +138,7 @@ def test_a_batch_that_no_epoch_can_fill_is_refused_before_anything_is_estimated(
     assert result.exit_code == 2
     assert "train.batch_size is 10,000,000, but an epoch has 1,437 training samples" in result.output
     assert not list(tmp_path.iterdir())
+    result = CliRunner().invoke(app, [*command, "digits", "--smoke", "--set", "data.limit=4", "--dry-run"])
+    assert result.output.startswith("error: digits with --smoke, data.limit=4: train.batch_size is"), (
+        result.output
+    )

@@ -122,7 +122,7 @@ def test_a_device_that_is_not_there_is_refused_before_anything_runs(
     if reason is None:
         check_gpu_is_usable(device)
     else:
-        with pytest.raises(UnusableGpu, match=f"--device {device}: .*{reason}"):
+        with pytest.raises(UnusableGpu, match=f"^device {device}: .*{reason}"):
             check_gpu_is_usable(device)
 
 
@@ -136,6 +136,8 @@ def test_a_run_on_a_gpu_that_is_not_there_ends_with_exit_code_2_and_writes_nothi
 ) -> None:
     result = CliRunner().invoke(app, ["run", "digits", "--smoke", *asked, "--out", str(tmp_path / "results")])
     assert result.exit_code == 2, result.output
+    assert "device cuda" in result.output, "of --device and --devices alike"
+    assert "--device cuda" not in result.output
     assert "there is no GPU here" in " ".join(result.output.split())
     assert not (tmp_path / "results").exists()
     planned = CliRunner().invoke(app, ["run", "digits", *asked, "--dry-run"])
@@ -174,7 +176,7 @@ def test_a_run_beside_an_unusable_gpu_ends_at_once_with_exit_code_2(tmp_path: Pa
         pytest.skip("the fake driver serves this wheel")
     ended = run_beside_a_gpu(tmp_path)
     assert ended.returncode == 2, ended.stderr
-    assert "--device auto: there is a GPU" in ended.stderr
+    assert "device auto: there is a GPU" in ended.stderr
     assert "Traceback" not in ended.stderr
     assert not (tmp_path / "results").exists()
 
@@ -193,7 +195,7 @@ def test_a_gpu_that_only_torch_finds_absent_is_an_error_of_each_cell_and_exit_co
     asked = ["run", "digits", "--smoke", "--method", "sltt,bptt", "--device", "cuda:0", "--no-estimate"]
     result = CliRunner().invoke(app, [*asked, "--out", str(tmp_path)])
     assert result.exit_code == 1, result.output
-    reason = "--device cuda:0: torch sees no CUDA GPU here; `sltt-bench doctor` tells why"
+    reason = "device cuda:0: torch sees no CUDA GPU here; `sltt-bench doctor` tells why"
     assert errors_of(tmp_path) == [("sltt", "error", reason), ("bptt", "error", reason)]
     assert "Traceback" not in result.output
 
@@ -217,7 +219,7 @@ def test_auto_is_an_error_of_the_cell_beside_a_gpu_on_which_torch_cannot_start(t
     assert ended.returncode == 1, ended.stderr
     ((_, status, reason),) = errors_of(tmp_path / "results")
     assert status == "error"
-    assert reason.startswith("--device auto: there is a GPU (")
+    assert reason.startswith("device auto: there is a GPU (")
     assert "torch cannot start CUDA; `sltt-bench doctor` tells more; " in reason
     assert "--device cpu to leave the GPU alone" in reason
 

@@ -3,6 +3,7 @@
 import itertools
 import statistics
 import sys
+from importlib.metadata import EntryPoint
 
 import pytest
 import torch
@@ -435,18 +436,26 @@ def test_a_layer_that_there_is_not_is_refused_whatever_t_is(timesteps):
 
 
 @pytest.mark.parametrize(
-    ("pattern", "label"),
+    ("pattern", "declared", "label"),
     [
-        ("mine", "mine"),
-        (r"mine-k(?P<k>\d+)", "mine-kN"),
-        (r"mine-n([1-9]\d*)(-unbiased)?", "mine-nN"),
-        (r"traced-l(?P<decay>[\d.]+)", "traced-lX"),
-        (r"damped-(?P<beta>\d+(?:\.\d+)?)-w(?P<w>[0-9]{1,3})", "damped-X-wN"),
-        (r"e\-prop\-two", "e-prop-two"),
-        (r"on-(.*)", r"on-(.*)"),
-        (r"(?P<kind>a|b)-rule", r"(?P<kind>a|b)-rule"),
-        ("(", "("),
+        ("mine", None, "mine"),
+        (r"mine-k(?P<k>\d+)", "mine-kN", "mine-kN"),
+        (r"damped-(?P<beta>\d+(?:\.\d+)?)-w(?P<w>[0-9]{1,3})", "damped-X-wN", "damped-X-wN"),
+        (r"mine-k(?P<k>\d+)", None, r"mine-k(?P<k>\d+)"),
+        (r"mine-k(?P<k>\d+)", "mine-wN", r"mine-k(?P<k>\d+)"),  # a label that is no name of it
+        ("(", "mine", "("),
     ],
 )
-def test_a_plug_in_is_listed_as_its_names_are_typed(pattern: str, label: str) -> None:
-    assert methods.label_of(pattern) == label
+def test_a_plug_in_is_listed_by_the_label_that_it_declares_else_by_its_expression(
+    pattern: str, declared: str | None, label: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def factory(match, timesteps): ...
+
+    if declared is not None:
+        factory.label = declared
+    monkeypatch.setattr(methods, "load_plugin", lambda plugin: factory)
+    assert methods.label_of(EntryPoint(pattern, "my_methods:factory", "sltt_bench.methods")) == label
+
+
+def test_a_plug_in_that_cannot_be_loaded_is_listed_by_its_expression() -> None:
+    assert methods.label_of(EntryPoint("mine", "no_such_module:factory", "sltt_bench.methods")) == "mine"

@@ -194,8 +194,13 @@ def test_a_number_that_no_experiment_can_have_is_refused_with_its_key(key: str, 
 
 def test_a_grid_of_more_points_than_anybody_means_is_refused() -> None:
     many = ",".join(map(str, range(1, 200)))
-    with pytest.raises(RecipeError, match="a grid of 7880599 points; at most 2000"):
-        parse_overrides([f"timesteps={many}", f"train.epochs={many}", f"train.batch_size={many}"])
+    with pytest.raises(RecipeError) as caught:
+        parse_overrides(
+            [f"timesteps={many}", f"train.epochs={many}", f"train.batch_size={many}", "seeds=[1]"],
+            {"timesteps": "--timesteps", "train.batch_size": "--batch-size"},
+        )
+    fault = "a grid of 7880599 points; at most 2000 are taken"
+    assert str(caught.value) == f"--timesteps, --set train.epochs, --batch-size: {fault}"
 
 
 @pytest.mark.parametrize(

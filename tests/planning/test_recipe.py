@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sltt_bench.command_line.cli import app
+from sltt_bench.command_line.commands import check_batches
 from sltt_bench.planning.plan import Request, make_plans
 from sltt_bench.planning.recipe import (
     RecipeError,
@@ -23,6 +24,7 @@ from sltt_bench.planning.recipe import (
 from sltt_bench.planning.recipe_fields import NOT_DECISIVE, Recipe
 from sltt_bench.report.claims import unfit_when
 from sltt_bench.report.groups import flat, settings_of
+from sltt_bench.tuning.plan import plan_tuning
 
 Write = Callable[[str, str], Path]
 
@@ -195,6 +197,7 @@ def test_a_recipe_hears_of_faults_in_its_own_smoke(write_recipe: Write) -> None:
         ("{train: {epochs: 1, lr: 0.1}}", "smoke.train: train.batch_size: is missing"),
         ("{model.name: cn}", "smoke.model.name: unknown model 'cn'"),
         ("5", "smoke: must be a mapping of keys to values"),
+        ("{smoke.timesteps: 1}", "smoke.smoke.timesteps: sets what --smoke has applied already"),
     ],
 )
 def test_a_fault_of_smoke_is_told_once_by_whoever_reads_the_recipe(
@@ -210,11 +213,35 @@ def test_a_fault_of_smoke_is_told_once_by_whoever_reads_the_recipe(
             assert result.output.count("error:") == 1
 
 
-def test_what_smoke_rules_out_together_with_others_hinders_no_other_run(write_recipe: Write) -> None:
-    """A run's resolved recipe, and overrides, need not fit a smoke run that nobody asks for."""
-    own = write_recipe("own", "extends: digits\nsmoke: {timesteps: 2}\nloss: {window: 4}\n")
+@pytest.mark.parametrize(
+    ("other", "smoke", "place", "fault"),
+    [
+        ("loss: {window: 4}", "{timesteps: 2}", "smoke.timesteps", "loss.window is 4, more than timesteps (2)"),
+        ("", "{neuron.v_reset: -0.5}", "smoke.neuron.v_reset", "neuron: v_reset is used by a hard reset only"),
+        ("methods: [ottt]", "{neuron.kind: plif, neuron.tau: 2.0}", "smoke.neuron.kind", "methods: method 'ottt'"),
+        ("methods: [bptt, sltt-k4]", "{timesteps: 2}", "smoke.timesteps", "methods: method 'sltt-k4': SLTT-K needs"),
+        ("native: {graphs: never}", "{native.cuda_graph: true}", "smoke.native.cuda_graph", "native: cuda_graph is"),
+    ],
+)  # fmt: skip
+def test_what_smoke_and_other_fields_of_a_recipe_rule_out_is_told_by_whoever_reads_it(
+    other: str, smoke: str, place: str, fault: str, write_recipe: Write
+) -> None:
+    own = write_recipe("own", f"extends: digits\nsmoke: {smoke}\n{other}\n")
+    for command in (["show"], ["run", "--dry-run"]):
+        result = CliRunner().invoke(app, [command[0], str(own), *command[1:]])
+        assert result.output.startswith(f"error: {own}: {place}: {fault}"), result.output
+        assert result.exit_code == 2
+
+
+def test_a_smoke_that_others_wrote_or_overrides_do_not_fit_hinders_no_other_run(write_recipe: Write) -> None:
+    """Nor does a run's resolved recipe."""
+    write_recipe("base", "extends: digits\nsmoke: {timesteps: 2}\n")
+    own = write_recipe("own", "extends: base\nloss: {window: 4}\n")
     assert load_recipe(str(own)).loss.window == 4
     assert faults(str(own), smoke=True) == ["loss.window is 4, more than timesteps (2)"]
+    assert load_recipe("digits", {"loss.window": 5}).loss.window == 5
+    mended = write_recipe("mended", "extends: digits\nneuron: {reset: hard, v_reset: 1.0}\n")
+    assert load_recipe(str(mended), {"neuron.v_reset": 0.5}).neuron.v_reset == 0.5
     mlp = {"model": {"name": "mlp"}}
     assert load_recipe("digits", mlp).model.name == "mlp"
     assert load_recipe("digits", {**mlp, "smoke": {"model.hidden": [8]}}).smoke == {"model.hidden": [8]}
@@ -544,6 +571,14 @@ def test_the_fingerprint_follows_what_is_computed_and_nothing_else() -> None:
     assert words.fingerprint() == base.fingerprint()
     assert load_recipe("digits", {"train.lr": 0.2}).fingerprint() != base.fingerprint()
     assert load_recipe("digits", {"neuron.tau": 2.0}).fingerprint() != base.fingerprint()
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_shipped_recipe_has_batches_that_fit_a_smoke_run_and_its_trials(name: str) -> None:
+    plans = make_plans(name, Request(smoke=True))
+    if load_recipe(name).tuning is not None:
+        plans += plan_tuning(name, Request(smoke=True))
+    check_batches(cell for plan in plans for cell in plan)
 
 
 @pytest.mark.parametrize("name", recipe_names())

@@ -69,7 +69,7 @@ BLAMED = {
     ("analyze", "gradients", "digits", "--over", "tau=["): ["--over tau: not valid YAML"],
     ("show", "digits", "--set", "train.lr=-1", "--set", "seeds=[]"): [
         "--set train.lr: Input should be greater",
-        "--set seeds: List should have at least 1 item",
+        "--set seeds: must not be empty",
     ],
 }  # fmt: skip
 

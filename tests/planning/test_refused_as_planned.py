@@ -113,15 +113,16 @@ def test_samples_that_a_network_would_shrink_to_nothing_start_no_cell(tmp_path: 
 RUN = ["run", "digits", "--smoke", "--device", "cpu", "--seed", "0"]
 ANALYSE = ["analyze", "gradients", "digits", "--smoke", "--device", "cpu", "--seed", "0"]
 TUNE = ["tune", "digits", "--smoke", "--device", "cpu"]
+ESTIMATE = ["estimate", "digits", "--smoke"]
 
 
 def refused(arguments: list[str], folder: Path) -> str:
-    """What is said, in one line, by a command that writes nothing; --dry-run says the same."""
+    """What is said, in one line, by a command that writes nothing; --dry-run says the same, where there is one."""
     command = [*arguments, "--out", str(folder / "out")]
     results = [
         CliRunner().invoke(app, [*command, *dry])
         for dry in ([], ["--dry-run"])
-        if not dry or arguments[0] != "submit"
+        if not dry or arguments[0] not in ("submit", "estimate")
     ]
     assert [result.exit_code for result in results] == [2] * len(results), results[0].output
     assert len({result.output for result in results}) == 1
@@ -162,6 +163,7 @@ def test_a_layer_that_the_network_lacks_starts_no_cell(tmp_path: Path) -> None:
         ([*RUN, "--method", "bptt,bptt-l9"], "digits: methods (--method)"),
         ([*TUNE, "--method", "bptt-l9"], "digits: methods (--method)"),
         ([*ANALYSE, "--method-gradients", "sltt,bptt-l9"], "--method-gradients"),
+        ([*ESTIMATE, "--method", "bptt,bptt-l9"], "digits: methods (--method)"),
     ):
         assert refused(command, tmp_path) == f"error: {place}: {fault}"
 
@@ -218,9 +220,10 @@ def test_a_third_partys_backend_is_asked_as_a_shipped_one_is(tmp_path: Path) -> 
     assert f"error: --backend only-spikes: {needs}" in refused(
         [*RUN, "--backend", "only-spikes", "--method", "bptt,ottt"], tmp_path
     )
-    assert "error: --backend only-halves: computes in fp16, not in fp32" in refused(
-        [*RUN, "--backend", "only-halves", "--method", "bptt"], tmp_path
-    )
+    for command in (RUN, ESTIMATE):
+        assert "error: --backend only-halves: computes in fp16, not in fp32" in refused(
+            [*command, "--backend", "only-halves", "--method", "bptt"], tmp_path
+        )
     assert "error: --backend missing: plug-in 'missing'" in refused([*RUN, "--backend", "missing"], tmp_path)
     both = Request(methods=["bptt", "ottt"], backends=("only-spikes", "reference"))
     (plan,) = cell_checks.without_refused(make_plans("digits", both))
@@ -286,3 +289,75 @@ def test_an_interruption_of_a_check_ends_the_command_in_a_sentence(
 def test_weights_of_the_network_itself_are_no_fault(weights: Path) -> None:
     plans = make_plans("digits", Request(methods=["bptt"], smoke=True, init=str(weights)))
     assert cell_checks.without_refused(plans) == plans
+
+
+@pytest.mark.parametrize(
+    ("overrides", "read_with", "why"),
+    [
+        ({"native.recompute": True}, {"backends": ("reference", "native")}, "only the backend native reads it"),
+        ({"smoke.timesteps": 3}, {"smoke": True}, "only --smoke reads it"),
+        ({"data.synthetic_samples": 99}, {"synthetic": True}, "only --synthetic reads it"),
+        ({"tuning.epochs": 3}, None, "only `sltt-bench tune` reads it"),
+        ({"train.synchronise_batch_norm": True}, None, "train.devices is 1"),
+        ({"train.momentum": 0.5, "train.optimizer": "adamw"}, {"grid": {"train.optimizer": "sgd"}}, "train.optimizer adamw has none"),
+        ({"loss.mse_target": "one-hot", "loss.alpha": 0.0}, {"grid": {"loss.alpha": 0.5}}, "loss.alpha is 0"),
+    ],
+)  # fmt: skip
+def test_an_override_that_no_cell_reads_is_said_to_count_for_nothing(
+    overrides: dict[str, Any], read_with: dict[str, Any] | None, why: str
+) -> None:
+    (plan,) = cell_checks.without_refused(make_plans("digits", Request(grid=(overrides,))))
+    assert plan.remarks == (f"{next(iter(overrides))} counts for nothing here: {why}",)
+    if read_with is not None:
+        point = {**overrides, **read_with.get("grid", {})}
+        request = Request(**{**read_with, "grid": (point, overrides)})
+        (plan,) = cell_checks.without_refused(make_plans("digits", request))
+        assert plan.remarks == ()
+
+
+def test_tuning_reads_what_it_is_told_to_search() -> None:
+    request = Request(grid=({"tuning.epochs": 3, "train.optimizer": "adamw"},))
+    plans = plan_tuning("digits", request)
+    assert [plan.remarks for plan in cell_checks.without_refused(plans)] == [plan.remarks for plan in plans]
+
+
+NETWORKS = """
+from typing import Literal
+
+from torch import nn
+
+from sltt_bench.models.options import ModelOptions
+
+class Without:
+    class Options(ModelOptions):
+        name: Literal["without-neurons"] = "without-neurons"
+
+    @staticmethod
+    def build(options, *, neuron, input_shape, classes):
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
+
+class With:
+    class Options(ModelOptions):
+        name: Literal["with-neurons"] = "with-neurons"
+
+    @staticmethod
+    def build(options, *, neuron, input_shape, classes):
+        return nn.Sequential(nn.Flatten(), neuron(), nn.Linear(64, classes))
+"""
+
+
+def test_a_neurons_field_counts_for_nothing_in_a_network_without_the_recipes_neurons(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = plugin.install(tmp_path, monkeypatch)
+    (site / "third_party_networks.py").write_text(NETWORKS)
+    lines = [f"{kind.lower()}-neurons = third_party_networks:{kind}" for kind in ("Without", "With")]
+    entries = "\n".join(["[sltt_bench.models]", *lines])
+    (site / "third_party_methods-1.0.dist-info" / "entry_points.txt").write_text(entries)
+    remarks = {}
+    for name in ("without-neurons", "with-neurons"):
+        grid = tuple({"model": {"name": name}, "neuron.tau": tau} for tau in (1.1, 2.0))
+        (plan,) = cell_checks.without_refused(make_plans("digits", Request(methods=["bptt"], grid=grid)))
+        remarks[name] = plan.remarks
+    why = "network without-neurons has no layer of the recipe's neurons"
+    assert remarks == {"without-neurons": (f"neuron.tau counts for nothing here: {why}",), "with-neurons": ()}

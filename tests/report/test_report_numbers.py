@@ -590,6 +590,16 @@ def test_groups_say_in_which_conditions_they_differ(tmp_path: Path) -> None:
     keys = [group.key for group in read_groups(tmp_path)]
     assert len(keys) == 3
     assert differing_fields(keys) == ["hardware", "T"]
+    run.cell(
+        "bptt",
+        recipe=varied(RECIPE, timesteps=2, neuron__tau=3.0),
+        overrides={"timesteps": 2, "neuron.tau": 3.0},
+    )
+    keys = [group.key for group in read_groups(tmp_path)]
+    assert len(keys) == 4
+    assert sorted(differing_fields(keys)) == ["T", "hardware", "recipe version or overrides"], (
+        "a sweep over both"
+    )
 
 
 def test_a_slope_is_that_of_the_time_steps_that_were_looked_at() -> None:

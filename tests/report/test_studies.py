@@ -182,6 +182,12 @@ def test_what_takes_the_place_of_a_studys_own_values_is_said(setting: str) -> No
     assert plan.left_out == ()
 
 
+def test_what_takes_the_place_of_a_studys_own_values_is_named_as_the_option_that_was_typed() -> None:
+    request = Request(grid=({"timesteps": 3},), origins={"timesteps": "--timesteps"})
+    (plan,) = make_plans("studies/latency", request)
+    assert "--timesteps takes the place of what the study sets" in plan.left_out
+
+
 def test_of_each_axis_a_smoke_run_takes_the_first_value() -> None:
     study = load_recipe("studies/recurrence").study
     assert study is not None
