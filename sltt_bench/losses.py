@@ -1,4 +1,4 @@
-"""The loss of one time step and the prediction of a whole sequence (Meng et al. 2023, section 4)."""
+"""The loss of one time step and the prediction of a whole sequence, as in the published code of Meng et al. 2023."""
 
 from typing import Literal
 

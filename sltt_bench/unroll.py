@@ -41,8 +41,8 @@ class Unroll:
 
     Every method calls `step(t)` for t = 0 … T − 1 in order, `detach_state()` to make the past a
     constant, and `backward(loss)` to add gradients to the parameters' `.grad`. The
-    rest is for rules that need more: `scale_state_gradient`, `save_state` and `restore_state`,
-    `presynaptic`, `neurons` and `neurons_replaced`, `loss_of`, `mean_over_batch`, `update`.
+    rest is for rules that need more: `scale_state_gradient`, `save_state`, `restore_state` and `restart`,
+    `presynaptic`, `neurons` and `neurons_replaced`, `loss_of` and `in_one_step`, `mean_over_batch`, `update`.
     """
 
     def __init__(

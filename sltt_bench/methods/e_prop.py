@@ -17,7 +17,8 @@ Source: Bellec et al. 2020, "A solution to the learning dilemma for recurrent ne
 neurons" (Nature Communications 11:3625), equations 22 to 25 (LIF and ALIF); as there, ε leaves out the path
 through the reset. Their a[t] is the a[t−1] of `neuron_kinds.py`, which indexes the adaptation by the step
 that produced it.
-Deviations: in a network of several layers, backpropagation in space gives the learning signal of a lower
+Deviations: ψ is the recipe's surrogate (theirs is a triangle of height 0.3/V_th), and decays are 1 − 1/τ
+(theirs exp(−1/τ)). In a network of several layers, backpropagation in space gives the learning signal of a lower
 layer (the paper has one recurrent layer that feeds the readout). There is no refractory
 period. If the readout leaks (`model.readout_tau`), credit through its sum is dropped and
 e[t] is not filtered by the paper's κ. A bias, which has no input, learns from SLTT's error. In networks with

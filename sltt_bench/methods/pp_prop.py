@@ -9,7 +9,8 @@ D[t] = ∂u[t]/∂u[t−1] is diagonal for LIF neurons and includes the path thr
 The division corrects for the state trace's start at 0. With α = 0, or at T = 1, the rule is SLTT. Memory:
 that of SLTT and two traces for each layer.
 Source: Wang et al. 2024, "Model-agnostic linear-memory online learning in spiking neural networks"
-(bioRxiv 2024.09.24.614728), and their public code (braintrace), which has the division.
+(bioRxiv 2024.09.24.614728), and their public code (braintrace), which has the division. Its first versions, then
+named brainscale, divided by 1 − (1 − α)ᵗ, so their first steps counted for less.
 Deviations: synapses that feed no neurons (the readout) and biases, which have no input, learn from
 SLTT's error; the error passes normalisation between synapses and neurons in space only.
 """

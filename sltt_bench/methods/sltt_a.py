@@ -10,9 +10,10 @@ loss keeps its factor 1/T. Every step runs with a graph, which is dropped if the
 SLTT's, and each unused step saves its backward pass.
 
 `-unbiased` draws the steps instead: step t is used with probability p[t] = min(1, q max(1/4, d[t] / d̄[t])),
-where q = N/T, t* is the step before and d̄[t] the mean of d before t; its gradient is weighted by 1/p[t]. The
-choice changes no forward pass, so the expected gradient is SLTT's. K is then about N on average, but may
-exceed N. Steps outside the loss's window have gradient 0 and are neither used nor counted.
+where q = N / (steps in the loss's window), t* is the step before and d̄[t] the mean of d before t; its gradient
+is weighted by 1/p[t]. While d̄[t] is 0 or unknown, p[t] = min(1, q). The choice changes no forward pass, so the
+expected gradient is SLTT's. K is then about N on average, but may exceed N. Steps outside the window have
+gradient 0 and are neither used nor counted.
 Source: this project.
 """
 

@@ -44,7 +44,7 @@ def build(
 class Recurrent(Stateful):
     """I[t] = N(W x[t]) + R s[t−1]: inputs [batch, m] and the layer's last spikes → spikes [batch, n].
 
-    N is a normalisation or the identity.
+    N is a normalisation or the identity. R starts orthogonal, W with PyTorch's default.
     """
 
     carried = ("spikes",)

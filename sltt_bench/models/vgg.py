@@ -4,7 +4,9 @@
     channels width × (1 | 2 | 4, 4 | 8, 8 | 8, 8), with a 2×2 average pool at each bar and at the end;
     then an adaptive average pool to 7×7 and one linear layer.
 
-Below 224×224 pixels the adaptive pool repeats values instead of averaging them.
+For images below 224×224 pixels fewer than 7×7 values reach the adaptive pool. It enlarges them: 48×48 pixels
+leave one value for each channel, of which it makes 49 copies; 128×128 pixels leave 4×4, of which it makes copies
+and means of neighbours.
 Source: Meng et al. 2023, section 5.1 and their published code; Simonyan & Zisserman 2015.
 """
 

@@ -173,7 +173,7 @@ def test_cutout_has_the_stated_probability_area_ratio_and_colour() -> None:
     torch.manual_seed(0)
     cutout = Cutout()
     image = torch.full((3, 32, 32), 255, dtype=torch.uint8)
-    areas, ratios, reds, unchanged = [], [], set(), 0
+    areas, sides, reds, unchanged = [], [], set(), 0
     for _ in range(2000):
         x = cutout(image)
         erased = (x[1:] != 255).all(0)
@@ -188,13 +188,19 @@ def test_cutout_has_the_stated_probability_area_ratio_and_colour() -> None:
         reds |= {*red}
         assert (x[:, ~erased] == 255).all()
         areas.append(rows * columns / 1024)
-        ratios.append(rows / columns)
+        sides.append((rows, columns))
     assert 900 < unchanged < 1100
-    # Sides are cut to whole pixels, so areas and ratios reach a little beyond their ranges.
+    # Sides are cut to whole pixels, so areas reach a little beyond their range.
     assert 0.005 < min(areas) < 0.03
     assert 0.37 < max(areas) <= 0.4
     assert abs(sum(areas) / len(areas) - 0.195) < 0.02
-    assert sum(ratio > 1 for ratio in ratios) / len(ratios) > 0.6  # uniform in 0.4–2.5, not in its logarithm
+    assert (
+        sum(rows > columns for rows, columns in sides) / len(sides) > 0.6
+    )  # uniform in 0.4–2.5, not its logarithm
+    assert (
+        2.2 < max(rows / (columns + 1) for rows, columns in sides) < 2.5
+    )  # the least that the ratio was before
+    assert 0.4 < min((rows + 1) / columns for rows, columns in sides) < 0.5  # the most
     assert {0, 255} <= reds
     assert int(image.min()) == 255  # the original is left alone
 

@@ -620,6 +620,53 @@ def test_the_expected_gradient_of_the_unbiased_adaptive_sltt_is_slttss():
     assert 1 < np.mean(passes) < 3
 
 
+@pytest.mark.parametrize("window", [T, 3])
+def test_the_unbiased_adaptive_sltt_uses_a_step_with_the_stated_probability_and_its_inverse_as_weight(window):
+    """p[t] = min(1, q max(1/4, d[t] / d̄[t])), q = 1 / window. Without memory, step 2 repeats step 1, so d[2] = 0."""
+    inputs, labels = one_batch()
+    inputs = [scale * inputs[0] for scale in (1, 3, 3, -1, 1.5)]
+    network = network_of(LIFParameters(tau=1.0), recurrent=False)
+    means: list[Array] = []
+    for layer in (module for module in network.modules() if isinstance(module, LIF)):
+        layer.register_forward_hook(lambda _, args, spikes: means.append(spikes.detach().mean(0).numpy()))
+
+    def losses(method: str, seed: int) -> list[float]:
+        """What the method backpropagates: a step's share of L times its weight."""
+        found: list[float] = []
+        unroll = Unroll(
+            network,
+            inputs,
+            lambda output: step_loss(output, labels, 0.0, "ones"),
+            generator=torch.Generator().manual_seed(seed),
+            backward=lambda loss, /, *, retain_graph=False: found.append(loss.item()),
+            window=window,
+        )
+        methods.create(method, T).accumulate_gradients(unroll)
+        return found
+
+    shares = losses("sltt", 0)
+    activity = [np.concatenate(means[2 * t : 2 * t + 2]) for t in range(T)]
+    probabilities: list[float] = []
+    differences: list[float] = []
+    for t in range(T - window, T):
+        ratio = 1.0
+        if t > T - window:
+            now, last = activity[t], activity[t - 1]
+            difference = np.abs(now - last).sum() / (now + last).sum()
+            ratio = max(0.25, difference / np.mean(differences)) if any(differences) else 1.0
+            differences.append(difference)
+        probabilities.append(min(1.0, ratio / window))
+    assert len(set(probabilities)) >= window - 1  # the batch tells the cases apart
+    for seed in range(20):
+        draws = torch.Generator().manual_seed(seed)
+        expected = [
+            shares[t] / p
+            for t, p in enumerate(probabilities, start=T - window)
+            if torch.rand((), generator=draws).item() < p
+        ]
+        assert losses("sltt-a1-unbiased", seed) == pytest.approx(expected or [0.0], rel=1e-5)
+
+
 # Loss of the mean output ----------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 import itertools
 import statistics
 import sys
+from functools import partial
 from importlib.metadata import EntryPoint
 
 import pytest
@@ -21,6 +22,7 @@ from typer.testing import CliRunner
 
 from sltt_bench import methods
 from sltt_bench.command_line.cli import app
+from sltt_bench.losses import step_loss
 from sltt_bench.methods import UnknownMethod
 from sltt_bench.methods.sltt_k import SLTTK
 from sltt_bench.models.layers import SequenceDropout
@@ -204,6 +206,24 @@ def test_the_expected_gradient_of_sltt_k_is_k_over_t_of_slttss(method, share):
     standard_error = statistics.stdev(projections) / len(projections) ** 0.5
     assert 0 < standard_error < 0.1
     assert statistics.mean(projections) == pytest.approx(share, abs=4 * standard_error)
+
+
+@pytest.mark.parametrize("window", [None, 1, 3])
+@pytest.mark.parametrize(("method", "share"), [("sltt-k2", 2 / T), ("sltt-k2-unbiased", 1)])
+def test_the_mean_gradient_of_sltt_k_over_all_draws_is_that_share_of_slttss(method, share, window):
+    """Also where the loss counts some steps only: the draw is from all T of them."""
+    network = recurrent_network(LIFParameters())
+    inputs, labels = batch(T)
+    run(network, "sltt", inputs, labels, window=window)
+    sltt = flat(gradients(network))
+    draws = list(itertools.combinations(range(T), 2))
+    network.zero_grad()
+    for steps in draws:
+        loss = partial(step_loss, labels=labels, alpha=0.05, mse_target="ones")
+        unroll = Unroll(network, inputs, loss, generator=torch.Generator(), window=window)
+        methods.create(method, T).at(steps).accumulate_gradients(unroll)
+    mean = flat(gradients(network)) / len(draws)
+    torch.testing.assert_close(mean, share * sltt, rtol=1e-4, atol=1e-6)
 
 
 def test_sltt_k_draws_anew_for_every_iteration():

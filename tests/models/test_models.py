@@ -166,6 +166,13 @@ def test_classifiers_start_as_published(initial):
         assert weight.std().item() == pytest.approx(0.01 if name == "vgg11" else 0, rel=0.02)
 
 
+def test_recurrent_weights_start_orthogonal():
+    network = build(MLPOptions(hidden=[12, 7], recurrent=True), (1, 4, 4), 3)
+    for layer in (network.layer1, network.layer2):
+        weight = layer.recurrent.weight
+        torch.testing.assert_close(weight @ weight.T, torch.eye(len(weight)))
+
+
 def test_residual_branches_of_nf_resnet_start_switched_off(initial):
     name, network = initial
     gains = [(key, parameter) for key, parameter in network.named_parameters() if key.endswith("gain")]

@@ -174,6 +174,18 @@ def test_a_residual_branch_that_is_switched_off_leaves_its_block_an_identity():
     assert torch.equal(network.layer1(x), x)
 
 
+def test_the_stem_averages_where_other_resnets_take_the_maximum():
+    network = nf_resnet34(skipinit_gain=0)
+    received = []
+    network.layer1.register_forward_pre_hook(lambda module, args: received.append(args[0]))
+    x = torch.randn(2, 3, 32, 32)
+    network(x)
+    convolved = nn.functional.conv2d(
+        x, network.conv1.standardised_weight(), network.conv1.bias, stride=2, padding=3
+    )
+    torch.testing.assert_close(received[0], nn.functional.avg_pool2d(convolved, 3, stride=2, padding=1))
+
+
 def test_a_transition_shortcuts_through_the_activated_input():
     block = nf_resnet34(skipinit_gain=0).layer2[0]
     x = 2 * torch.randn(2, 64, 8, 8)
