@@ -894,10 +894,12 @@ def test_replayed_gradients_add_to_those_that_are_there() -> None:
     graphs = GraphedIterations(lambda: RunsAgain(layer, torch.Generator()))
     layer = nn.Linear(2, 1)
     subject = Subject(layer, methods.create("sltt", 1), torch.Generator(), 1)
-    batch = torch.ones(3, 2), torch.ones(3)
-    for count in range(1, 7):
-        graphs.run(subject, lambda x, y: layer(x).sum().backward(), batch)  # type: ignore[arg-type]
-        assert torch.equal(layer.weight.grad, torch.full((1, 2), 3.0 * count))
+    for iterations in (6, 3):  # the second sum begins with a replay
+        layer.zero_grad()
+        for count in range(1, iterations + 1):
+            batch = torch.full((3, 2), float(count)), torch.ones(3)
+            graphs.run(subject, lambda x, y: layer(x).sum().backward(), batch)  # type: ignore[arg-type]
+            assert torch.equal(layer.weight.grad, torch.full((1, 2), 3.0 * sum(range(count + 1))))
 
 
 def test_graphs_refuse_what_they_cannot_replay() -> None:

@@ -235,10 +235,13 @@ class GraphedIterations:
         assert self._inputs is not None
         for static, given in zip(self._inputs, batch, strict=True):
             static.copy_(given)
+        pairs = list(zip(_trainable(network), self._gradients, strict=True))
+        for parameter, gradient in pairs:
+            if parameter.grad is gradient:  # of the last replay, which this one would overwrite
+                parameter.grad = gradient.clone()
         recorded.replay()
         self.replayed += 1
-        gradients = compress(zip(_trainable(network), self._gradients, strict=True), recorded.reached)
-        for parameter, gradient in gradients:
+        for parameter, gradient in compress(pairs, recorded.reached):
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
         return recorded.unroll
 
