@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from sltt_bench import backends, methods, models
 from sltt_bench.backends import native
-from sltt_bench.backends.native import compilation
+from sltt_bench.backends.native import compilation, kernels
 from sltt_bench.backends.native.graphs import CaptureFailed, CudaCapture, GraphedIterations, steps_with_graph
 from sltt_bench.backends.native.loop_invariants import Shared
 from sltt_bench.backends.native.neuron import NativeLIF
@@ -520,6 +520,38 @@ class Subject(NamedTuple):
     generator: torch.Generator
     timesteps: int
     ranks: Ranks = ALONE
+
+
+@pytest.fixture
+def gpu_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What would be moved to a GPU stays where it is; torch and Triton need not find one."""
+    to = nn.Module.to
+
+    def stays(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+        return to(module, *(arg for arg in args if not str(arg).startswith("cuda")), **kwargs)
+
+    monkeypatch.setattr(nn.Module, "to", stays)
+    monkeypatch.setattr(kernels, "unsupported", lambda neuron, device: None)
+
+
+@pytest.mark.usefixtures("gpu_by_name")
+@pytest.mark.parametrize("native", [{}, {"channels_last": False, "fused_norm": "never", "graphs": "never"}])
+def test_a_gpu_has_replay_fused_norms_channels_last_and_a_fused_optimiser_by_default(
+    native: dict[str, Any],
+) -> None:
+    overrides = {"model": {"name": "cnn", "channels": [4, 4]}, "train.precision": "fp32"}
+    overrides |= {f"native.{option}": value for option, value in native.items()}
+    recipe = load_recipe("digits", overrides, chosen_methods=["sltt"])
+    cell = Cell(recipe, "sltt", "native", seed=0, device="cuda:0")
+    subject = experiment.assemble(cell, torch.device("cuda", 0), experiment.make_backend(cell))
+    by_default = not native
+    weights = [layer.weight for layer in subject.network.modules() if isinstance(layer, nn.Conv2d)]
+    wide = [weight for weight in weights if weight.shape[1] > 1]  # of one channel both formats are one
+    assert wide
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) == by_default for weight in wide)
+    assert ("CUDA graphs" in subject.backend.provenance()) == by_default
+    assert ("batch norms" in subject.backend.provenance()) == by_default
+    assert all(group["fused"] for group in subject.optimizer.param_groups)
 
 
 class Counts(RunsAgain):
