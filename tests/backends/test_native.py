@@ -554,6 +554,14 @@ def test_a_gpu_has_replay_fused_norms_channels_last_and_a_fused_optimiser_by_def
     assert all(group["fused"] for group in subject.optimizer.param_groups)
 
 
+@pytest.mark.usefixtures("gpu_by_name")
+def test_a_gpu_takes_filters_of_more_than_two_dimensions_beside_those_that_have_channels_last() -> None:
+    network = nn.ModuleList([nn.Conv3d(2, 2, 3), nn.Conv2d(2, 2, 3)])
+    backends.create("native", fused_norm="never").prepare(network, "cuda:0")
+    assert network[0].weight.is_contiguous()
+    assert network[1].weight.is_contiguous(memory_format=torch.channels_last)
+
+
 class Counts(RunsAgain):
     """Also notes how many iterations had been replayed when something was captured."""
 
