@@ -709,6 +709,7 @@ def test_of_what_layers_hold_a_graph_keeps_what_it_may_read_and_no_state(own: bo
 class LeavesLittleRoom(RunsAgain):
     """Memory runs out at the end of any iteration that runs as usual beside a graph."""
 
+    shortage: Exception = torch.OutOfMemoryError("CUDA out of memory")
     graphs = 0
 
     def __call__(self, function: Callable[[], None]) -> Callable[[], None]:
@@ -718,7 +719,7 @@ class LeavesLittleRoom(RunsAgain):
     def warm_up(self, function: Callable[[], None]) -> None:
         function()
         if self.graphs:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise self.shortage
 
 
 def experiment_of_batches(graphs: str, sizes: Sequence[int]) -> tuple[Experiment, dict[str, Tensor]]:
@@ -746,7 +747,18 @@ def experiment_of_batches(graphs: str, sizes: Sequence[int]) -> tuple[Experiment
     return subject, left
 
 
-def test_graphs_are_let_go_where_they_leave_no_room_for_a_smaller_batch() -> None:
+@pytest.mark.parametrize(
+    "shortage",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+    ids=["allocator", "cuBLAS"],
+)
+def test_graphs_are_let_go_where_they_leave_no_room_for_a_smaller_batch(
+    shortage: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LeavesLittleRoom, "shortage", shortage)
     sizes = [6, 6, 6, 6, 6, 4, 6, 4]
     subject, left = experiment_of_batches("auto", sizes)
     assert backends.preparations(subject.backend) == 3 + 1, "an epoch with these is cold"
