@@ -353,6 +353,7 @@ def test_statistics_are_those_that_batch_norm_takes_and_learns(
         monkeypatch.setattr(lif_triton, "PROGRAMS", 3)  # each takes several turns, the last ones fewer
     lay_out, size = SHAPES[shape]
     x = 2 * lay_out(numbers(*size)) + 1000  # far from zero, where Σx² − (Σx)²/n loses the digits that count
+    exact, dimensions = x.double(), [0, *range(2, x.dim())]
     running = numbers(size[1], seed=1), numbers(size[1], seed=2) ** 2
     biases = [numbers(size[1], seed=3), numbers(size[1], seed=4)]
     for momentum, left_out in ((0.3, []), (0.3, biases[:1]), (0.3, biases), (None, [])):
@@ -364,13 +365,16 @@ def test_statistics_are_those_that_batch_norm_takes_and_learns(
         batches = torch.tensor(5)
         mean, variance = kernels().statistics(x, RunningStatistics(*learned, batches), momentum, left_out)
         assert batches == (5 if momentum is None else 6)
-        exact, dimensions = x.double(), [0, *range(2, x.dim())]
         torch.testing.assert_close(mean, exact.mean(dimensions), rtol=1e-13, atol=0)
         torch.testing.assert_close(variance, exact.var(dimensions, correction=0), rtol=1e-9, atol=0)
         torch.testing.assert_close(learned[0], usual[0], rtol=1e-13, atol=1e-13)
         torch.testing.assert_close(learned[1], usual[1], rtol=1e-9, atol=0)
         if INTERPRETED:  # torch does not count this change of its own
             assert (learned[0]._version > changes) == (momentum is not None)
+    with_gaps = torch.stack([x, x + 1], dim=-1)[..., 0]
+    mean, variance = kernels().statistics(with_gaps, RunningStatistics(*running, torch.tensor(0)), None)
+    torch.testing.assert_close(mean, exact.mean(dimensions), rtol=1e-13, atol=0)
+    torch.testing.assert_close(variance, exact.var(dimensions, correction=0), rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)

@@ -56,6 +56,8 @@ def test_packed_spikes_keep_their_memory_format_and_take_a_bit_each() -> None:
     assert held - spikes.nbytes == spikes.numel() // 8
     assert packed.tensor().stride() == spikes.stride()
     assert torch.equal(packed.tensor(), spikes)
+    every_second = spikes[..., ::2]  # what lies between belongs to others
+    assert torch.equal(PackedSpikes(every_second).tensor(), every_second)
 
 
 # Gradients: test_backends compares them on every network ------------------------------------------
