@@ -6,6 +6,7 @@ imported: one test here starts this file again with TRITON_INTERPRET=1.
 
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -352,6 +353,7 @@ def test_statistics_are_those_that_batch_norm_takes_and_learns(
         monkeypatch.setattr(lif_triton, "PROGRAMS", 3)  # each takes several turns, the last ones fewer
     lay_out, size = SHAPES[shape]
     x = 2 * lay_out(numbers(*size)) + 1000  # far from zero, where Σx² − (Σx)²/n loses the digits that count
+    exact, dimensions = x.double(), [0, *range(2, x.dim())]
     running = numbers(size[1], seed=1), numbers(size[1], seed=2) ** 2
     biases = [numbers(size[1], seed=3), numbers(size[1], seed=4)]
     for momentum, left_out in ((0.3, []), (0.3, biases[:1]), (0.3, biases), (None, [])):
@@ -363,13 +365,16 @@ def test_statistics_are_those_that_batch_norm_takes_and_learns(
         batches = torch.tensor(5)
         mean, variance = kernels().statistics(x, RunningStatistics(*learned, batches), momentum, left_out)
         assert batches == (5 if momentum is None else 6)
-        exact, dimensions = x.double(), [0, *range(2, x.dim())]
         torch.testing.assert_close(mean, exact.mean(dimensions), rtol=1e-13, atol=0)
         torch.testing.assert_close(variance, exact.var(dimensions, correction=0), rtol=1e-9, atol=0)
         torch.testing.assert_close(learned[0], usual[0], rtol=1e-13, atol=1e-13)
         torch.testing.assert_close(learned[1], usual[1], rtol=1e-9, atol=0)
         if INTERPRETED:  # torch does not count this change of its own
             assert (learned[0]._version > changes) == (momentum is not None)
+    with_gaps = torch.stack([x, x + 1], dim=-1)[..., 0]
+    mean, variance = kernels().statistics(with_gaps, RunningStatistics(*running, torch.tensor(0)), None)
+    torch.testing.assert_close(mean, exact.mean(dimensions), rtol=1e-13, atol=0)
+    torch.testing.assert_close(variance, exact.var(dimensions, correction=0), rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
@@ -563,6 +568,24 @@ def test_the_potential_is_the_same_to_the_last_bit_where_no_spikes_are_made(
         assert placeholder.untyped_storage().nbytes() == x.element_size()
 
 
+@pytest.mark.skipif(not INTERPRETED, reason="torch's kernels go piece by piece, which has room of its own")
+@pytest.mark.parametrize("fires", [True, False])
+def test_where_no_spikes_are_made_there_is_no_memory_for_them(
+    fires: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Tensor] = []
+    usual = Tensor.new_empty_strided
+
+    def noted(*args: Any, **kwargs: Any) -> Tensor:
+        made.append(usual(*args, **kwargs))
+        return made[-1]
+
+    monkeypatch.setattr(Tensor, "new_empty_strided", noted)
+    x = numbers(4, 3, 5)
+    spikes, _ = kernels().forward(x, x, neuron(), None, fires=fires)
+    assert made == ([spikes] if fires else [])
+
+
 @pytest.mark.skipif(INTERPRETED, reason="the piecewise path is torch's")
 @pytest.mark.parametrize("reset", RESETS)
 def test_pieces_give_what_the_whole_gives(reset: str) -> None:
@@ -722,6 +745,29 @@ def test_compiled_for_hopper_what_programs_found_is_joined(rows: int) -> None:
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the compiler is not the interpreter")
+def test_no_offset_into_images_is_computed_in_32_bits() -> None:
+    """The first layer of VGG-11 has 2³¹ neurons at 128² pixels and a batch of 2048."""
+    triton = pytest.importorskip("triton", minversion="3.3")
+    from sltt_bench.backends.native import lif_triton, packing_triton
+
+    constants = {"DECAY": 0.1, "THRESHOLD": 1.0, "V_RESET": 0.0, "SOFT": True, "GAIN": 2.74, "FACTOR": 1.0}
+    constants |= {"REST": 0.0, "FIRST": False, "BIASED": False, "FIRES": True, "STEPS": 2, "EPS": 1e-5}
+    constants |= {"FROM_OUTPUT": True, "FROM_NEXT": True, "TO_PAST": True, "DETACHED": False, "SURROGATE": 0}
+    constants |= {"NORMALISED": True, "OF_BATCH": True, "ALPHA": 0.2, "CHANNELS": 128, "INNER": 256}
+    constants |= {"TILE": 1, "TURNS": 3}
+    for module, count in ((lif_triton, 8), (packing_triton, 2)):
+        found = [kernel for name, kernel in vars(module).items() if name.endswith("_kernel")]
+        of_images = [kernel for kernel in found if "elements" in kernel.arg_names]
+        assert len(of_images) == count
+        for kernel in of_images:
+            code = compiled(triton, kernel, "fp16", {**constants, "BLOCK": module.BLOCK}, "ttir")
+            widths = re.findall(r"tt\.addptr .*!tt\.ptr<f16>+, (?:tensor<\S*x)?(i\d\d)", code)
+            assert set(widths) == {"i64"}, kernel
+            assert not re.search(r"arith\.muli .* tensor<\S*xi32>", code), kernel
+            assert not re.search(f"%c{module.BLOCK}_i32 : i32", code), "a program's number times its elements"
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the compiler is not the interpreter")
 def test_no_product_is_contracted_with_a_sum(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fused multiply-add rounds once where the equations round twice."""
     pytest.importorskip("triton")
@@ -751,8 +797,8 @@ def test_no_product_is_contracted_with_a_sum(monkeypatch: pytest.MonkeyPatch) ->
     assert options == [False] * len([*ran, "statistics", "join", "joined", "joined backward", "add up"])
 
 
-def compiled(triton: Any, kernel: Any, element: str, constants: dict[str, Any]) -> str:
-    """PTX for compute capability 9.0, with pointers aligned to 16 bytes as torch's are."""
+def compiled(triton: Any, kernel: Any, element: str, constants: dict[str, Any], stage: str = "ptx") -> str:
+    """PTX for compute capability 9.0, or the code of another stage; pointers are aligned to 16 bytes as torch's."""
     import triton.language as tl
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -776,5 +822,5 @@ def compiled(triton: Any, kernel: Any, element: str, constants: dict[str, Any]) 
         attrs={(names.index(n),): [["tt.divisibility", 16]] for n in names if n not in constants},
     )
     as_launched = {"enable_fp_fusion": False}
-    ptx: str = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=as_launched).asm["ptx"]
-    return ptx
+    code: str = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=as_launched).asm[stage]
+    return code

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from sltt_bench import backends, methods, models
 from sltt_bench.backends import native
-from sltt_bench.backends.native import compilation
+from sltt_bench.backends.native import compilation, kernels
 from sltt_bench.backends.native.graphs import CaptureFailed, CudaCapture, GraphedIterations, steps_with_graph
 from sltt_bench.backends.native.loop_invariants import Shared
 from sltt_bench.backends.native.neuron import NativeLIF
@@ -522,6 +522,46 @@ class Subject(NamedTuple):
     ranks: Ranks = ALONE
 
 
+@pytest.fixture
+def gpu_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What would be moved to a GPU stays where it is; torch and Triton need not find one."""
+    to = nn.Module.to
+
+    def stays(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+        return to(module, *(arg for arg in args if not str(arg).startswith("cuda")), **kwargs)
+
+    monkeypatch.setattr(nn.Module, "to", stays)
+    monkeypatch.setattr(kernels, "unsupported", lambda neuron, device: None)
+
+
+@pytest.mark.usefixtures("gpu_by_name")
+@pytest.mark.parametrize("native", [{}, {"channels_last": False, "fused_norm": "never", "graphs": "never"}])
+def test_a_gpu_has_replay_fused_norms_channels_last_and_a_fused_optimiser_by_default(
+    native: dict[str, Any],
+) -> None:
+    overrides = {"model": {"name": "cnn", "channels": [4, 4]}, "train.precision": "fp32"}
+    overrides |= {f"native.{option}": value for option, value in native.items()}
+    recipe = load_recipe("digits", overrides, chosen_methods=["sltt"])
+    cell = Cell(recipe, "sltt", "native", seed=0, device="cuda:0")
+    subject = experiment.assemble(cell, torch.device("cuda", 0), experiment.make_backend(cell))
+    by_default = not native
+    weights = [layer.weight for layer in subject.network.modules() if isinstance(layer, nn.Conv2d)]
+    wide = [weight for weight in weights if weight.shape[1] > 1]  # of one channel both formats are one
+    assert wide
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) == by_default for weight in wide)
+    assert ("CUDA graphs" in subject.backend.provenance()) == by_default
+    assert ("batch norms" in subject.backend.provenance()) == by_default
+    assert all(group["fused"] for group in subject.optimizer.param_groups)
+
+
+@pytest.mark.usefixtures("gpu_by_name")
+def test_a_gpu_takes_filters_of_more_than_two_dimensions_beside_those_that_have_channels_last() -> None:
+    network = nn.ModuleList([nn.Conv3d(2, 2, 3), nn.Conv2d(2, 2, 3)])
+    backends.create("native", fused_norm="never").prepare(network, "cuda:0")
+    assert network[0].weight.is_contiguous()
+    assert network[1].weight.is_contiguous(memory_format=torch.channels_last)
+
+
 class Counts(RunsAgain):
     """Also notes how many iterations had been replayed when something was captured."""
 
@@ -669,6 +709,7 @@ def test_of_what_layers_hold_a_graph_keeps_what_it_may_read_and_no_state(own: bo
 class LeavesLittleRoom(RunsAgain):
     """Memory runs out at the end of any iteration that runs as usual beside a graph."""
 
+    shortage: Exception = torch.OutOfMemoryError("CUDA out of memory")
     graphs = 0
 
     def __call__(self, function: Callable[[], None]) -> Callable[[], None]:
@@ -678,7 +719,7 @@ class LeavesLittleRoom(RunsAgain):
     def warm_up(self, function: Callable[[], None]) -> None:
         function()
         if self.graphs:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise self.shortage
 
 
 def experiment_of_batches(graphs: str, sizes: Sequence[int]) -> tuple[Experiment, dict[str, Tensor]]:
@@ -706,7 +747,18 @@ def experiment_of_batches(graphs: str, sizes: Sequence[int]) -> tuple[Experiment
     return subject, left
 
 
-def test_graphs_are_let_go_where_they_leave_no_room_for_a_smaller_batch() -> None:
+@pytest.mark.parametrize(
+    "shortage",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+    ids=["allocator", "cuBLAS"],
+)
+def test_graphs_are_let_go_where_they_leave_no_room_for_a_smaller_batch(
+    shortage: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LeavesLittleRoom, "shortage", shortage)
     sizes = [6, 6, 6, 6, 6, 4, 6, 4]
     subject, left = experiment_of_batches("auto", sizes)
     assert backends.preparations(subject.backend) == 3 + 1, "an epoch with these is cold"
@@ -894,10 +946,12 @@ def test_replayed_gradients_add_to_those_that_are_there() -> None:
     graphs = GraphedIterations(lambda: RunsAgain(layer, torch.Generator()))
     layer = nn.Linear(2, 1)
     subject = Subject(layer, methods.create("sltt", 1), torch.Generator(), 1)
-    batch = torch.ones(3, 2), torch.ones(3)
-    for count in range(1, 7):
-        graphs.run(subject, lambda x, y: layer(x).sum().backward(), batch)  # type: ignore[arg-type]
-        assert torch.equal(layer.weight.grad, torch.full((1, 2), 3.0 * count))
+    for iterations in (6, 3):  # the second sum begins with a replay
+        layer.zero_grad()
+        for count in range(1, iterations + 1):
+            batch = torch.full((3, 2), float(count)), torch.ones(3)
+            graphs.run(subject, lambda x, y: layer(x).sum().backward(), batch)  # type: ignore[arg-type]
+            assert torch.equal(layer.weight.grad, torch.full((1, 2), 3.0 * sum(range(count + 1))))
 
 
 def test_graphs_refuse_what_they_cannot_replay() -> None:

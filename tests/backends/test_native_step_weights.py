@@ -1,5 +1,6 @@
 """Weights in the format of mixed precision are made once an iteration, with the gradients of the reference."""
 
+import gc
 import weakref
 from collections import Counter
 from typing import Any
@@ -12,6 +13,8 @@ from torch.nn.utils import prune
 
 from sltt_bench import backends
 from sltt_bench.backends.native import standardising, step_weights
+from sltt_bench.methods import Method
+from sltt_bench.methods.sltt_k import SLTTK
 from sltt_bench.neurons import LIFParameters
 from sltt_bench.precision import Precision
 from sltt_bench.torch_internals import TorchDispatchMode, tree_leaves
@@ -77,21 +80,52 @@ class Casts(TorchDispatchMode):
         return result
 
 
-def casts(method: str, model: str = "cnn") -> tuple[nn.Module, Casts]:
+def casts(method: str | Method, model: str = "cnn") -> tuple[nn.Module, Casts]:
     with Casts() as counted:
-        trained = train("native", model, method, precision="bf16", iterations=1)
+        trained = train("native", model, method, precision="bf16", iterations=1, repeated_image=False)
     return trained.network, counted
 
 
 @pytest.mark.parametrize(
     ("method", "down", "up"),
     # Step by step, a weight is cast forward, and again backward; a gradient is cast once, then added as it is.
-    [("bptt", 1, 1), ("tbptt-w2", 1, 1), ("sltt", 2 * T, 1), ("sltt-k1", T + 1, 1)],
-)
-def test_a_weight_is_cast_once_where_a_graph_of_many_steps_is_kept(method: str, down: int, up: int) -> None:
+    # Steps without a graph share a cast, those before the chosen one and those after it.
+    [
+        ("bptt", 1, 1), ("tbptt-w2", 1, 1), ("sltt", 2 * T, 1), (SLTTK(1).at((T - 1,)), 1 + 2, 1),
+        (SLTTK(1).at((1,)), 1 + 2 + 1, 1),
+    ],
+    ids=["bptt", "tbptt-w2", "sltt", "sltt-k1, the last step", "sltt-k1, the second step"],
+)  # fmt: skip
+def test_a_weight_is_cast_once_where_a_graph_of_many_steps_is_kept_or_none(
+    method: str | Method, down: int, up: int
+) -> None:
     network, counted = casts(method)
     shape = tuple(network.conv2.weight.shape)
     assert (counted.of[shape, torch.bfloat16], counted.of[shape, torch.float32]) == (down, up)
+
+
+def test_a_step_with_a_graph_has_no_casts_of_those_without_in_memory() -> None:
+    """From its first layer on, which may be the largest."""
+    alive: list[int] = []
+
+    class Watched(SLTTK):
+        def accumulate_gradients(self, unroll: Unroll) -> None:
+            first, second = (unroll.network.get_submodule(name) for name in ("conv1", "conv2"))
+            with torch.no_grad():
+                unroll.step(0)
+            unroll.detach_state()
+            hook = first.register_forward_hook(lambda *_: alive.append(casts_of(second)))
+            unroll.backward(unroll.step(1))
+            hook.remove()
+
+    train("native", "cnn", Watched(1), precision="bf16", iterations=1, timesteps=2, repeated_image=False)
+    assert alive == [0]
+
+
+def casts_of(layer: Any) -> int:
+    """How many tensors there are of the shape of its weight in half precision."""
+    tensors = [thing for thing in gc.get_objects() if type(thing) is Tensor]
+    return sum(t.shape == layer.weight.shape and t.dtype == torch.bfloat16 for t in tensors)
 
 
 def test_standardised_weights_are_cast_once_whatever_the_method() -> None:

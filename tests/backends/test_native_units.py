@@ -22,8 +22,9 @@ from sltt_bench.backends.native.lif_torch import TorchKernels
 from sltt_bench.backends.native.packed_spikes import PackedSpikes
 from sltt_bench.backends.native.units import NotSeparable, UnitNetwork
 from sltt_bench.measure.tensor_bytes import TensorBytes
+from sltt_bench.models.layers import SequenceDropout
 from sltt_bench.models.options import NFResNetOptions, PreActResNetOptions, VGGOptions
-from sltt_bench.neurons import LIF, LIFParameters
+from sltt_bench.neurons import LIF, LIFParameters, Stateful
 from sltt_bench.planning.plan import Cell
 from sltt_bench.planning.recipe import load_recipe
 from sltt_bench.torch_internals import TorchDispatchMode
@@ -56,6 +57,8 @@ def test_packed_spikes_keep_their_memory_format_and_take_a_bit_each() -> None:
     assert held - spikes.nbytes == spikes.numel() // 8
     assert packed.tensor().stride() == spikes.stride()
     assert torch.equal(packed.tensor(), spikes)
+    every_second = spikes[..., ::2]  # what lies between belongs to others
+    assert torch.equal(PackedSpikes(every_second).tensor(), every_second)
 
 
 # Gradients: test_backends compares them on every network ------------------------------------------
@@ -332,6 +335,33 @@ def test_spikes_at_the_end_of_a_unit_are_not_made_again_unless_a_hook_reads_them
             other = again[(layers - 1 - layer) * T : (layers - layer) * T]
             assert all(map(torch.equal, one, other))
     assert all(getattr(module, "spikes_are_read", True) for module in native.network.modules())
+
+
+class MaskedTrace(Stateful):
+    """Layers of a user's own: what came before, halved, and what comes, behind one mask for the sequence."""
+
+    carried = ("trace",)
+    trace: Tensor | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mask = SequenceDropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.trace = self.mask(x) if self.trace is None else 0.5 * self.trace + self.mask(x)
+        return self.trace
+
+
+def with_masked_trace(neuron: Callable[[], nn.Module]) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(2, 4, 3), MaskedTrace(), neuron(), nn.Flatten(), nn.Linear(64, 4))
+
+
+def test_a_mask_within_a_layer_with_a_state_is_the_same_when_its_unit_is_computed_again() -> None:
+    expected, _ = train_own(with_masked_trace, "reference", "bptt")
+    left, units = train_own(with_masked_trace, "native", "bptt", recompute=True)
+    assert "computed for all steps at once" in units
+    for name, value in expected.items():
+        torch.testing.assert_close(left[name], value, rtol=1e-12, atol=1e-12, msg=name)
 
 
 @pytest.mark.parametrize("method", ["bptt-ckpt2", "sltt", "sltt-k2"])

@@ -23,7 +23,7 @@ from sltt_bench.backends.native import loop_invariants
 from sltt_bench.measure import Profiler
 from sltt_bench.measure.process_memory import resident_bytes
 from sltt_bench.measure.tensor_bytes import TensorBytes
-from sltt_bench.neurons import Stateful
+from sltt_bench.neurons import Stateful, save_state
 from sltt_bench.planning.plan import Cell
 from sltt_bench.planning.recipe import load_recipe
 from sltt_bench.training import experiment
@@ -254,9 +254,13 @@ def test_batch_state_and_graph_are_gone_when_an_iteration_ends(method: str, back
         inputs.append(weakref.ref(moved))
         return moved
 
+    def note(layer: Stateful, args: Any, output: Tensor) -> None:
+        carried = [value for state in save_state(layer) for value in state if value is not None]
+        states.extend(map(weakref.ref, [output, *carried]))
+
     for layer in subject.network.modules():
         if isinstance(layer, Stateful):
-            layer.register_forward_hook(lambda module, args, output: states.append(weakref.ref(output)))
+            layer.register_forward_hook(note)
     setup = setup_of()
     setup.preprocess = remember
     totals = _Totals(torch.device("cpu"))

@@ -186,7 +186,9 @@ class Native:
         if torch.device(device).type != "cuda" and not self._graphs_are_wanted:
             self.graphs = None
         if self._channels_last and torch.device(device).type == "cuda":
-            network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            for tensor in (*network.parameters(), *network.buffers()):
+                if tensor.dim() == 4:  # others have no such format, which `Module.to` would refuse
+                    tensor.data = tensor.to(memory_format=torch.channels_last)
         if self._compile:
             self._compilation = Compilation()
             network.compile(dynamic=False)

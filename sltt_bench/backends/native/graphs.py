@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from sltt_bench.common.failures import out_of_memory_cause
 from sltt_bench.methods import Method
 from sltt_bench.methods.bptt import BPTT
 from sltt_bench.methods.bptt_damped import DampedBPTT
@@ -165,9 +166,11 @@ class GraphedIterations:
     def _beside_graphs(self, subject: "Experiment", iterate: Iterate, batch: Batch) -> Unroll:
         """Run as `_warm_up` in the memory that the graphs leave; without enough, raise NoRoomBesideGraphs."""
         try:
-            with set_back(subject.network, subject.generator, only_after=torch.OutOfMemoryError):
+            with set_back(subject.network, subject.generator, only_after=_ran_out_of_memory):
                 return self._warm_up(iterate, batch)
-        except torch.OutOfMemoryError as error:
+        except Exception as error:
+            if not _ran_out_of_memory(error):
+                raise
             shortage = str(error)
         for parameter in _trainable(subject.network):
             parameter.grad = None
@@ -235,21 +238,24 @@ class GraphedIterations:
         assert self._inputs is not None
         for static, given in zip(self._inputs, batch, strict=True):
             static.copy_(given)
+        pairs = list(zip(_trainable(network), self._gradients, strict=True))
+        for parameter, gradient in pairs:
+            if parameter.grad is gradient:  # of the last replay, which this one would overwrite
+                parameter.grad = gradient.clone()
         recorded.replay()
         self.replayed += 1
-        gradients = compress(zip(_trainable(network), self._gradients, strict=True), recorded.reached)
-        for parameter, gradient in gradients:
+        for parameter, gradient in compress(pairs, recorded.reached):
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
         return recorded.unroll
 
 
 @contextmanager
 def set_back(
-    network: nn.Module, generator: torch.Generator, *, only_after: type[Exception] | None = None
+    network: nn.Module, generator: torch.Generator, *, only_after: Callable[[Exception], bool] | None = None
 ) -> Iterator[None]:
     """Context that restores buffers and the random states of torch and the method's generator, not gradients.
 
-    With `only_after`, it does so only if the context ends in such an error.
+    With `only_after`, it does so only if the context ends in an error of which that is true.
     """
     buffers = [(buffer, buffer.clone()) for buffer in (*network.buffers(), *plain_tensors(network))]
     devices = sorted({parameter.device.index for parameter in network.parameters() if parameter.is_cuda})
@@ -261,12 +267,17 @@ def set_back(
     try:
         yield
     except Exception as error:
-        if only_after is not None and not isinstance(error, only_after):
+        if only_after is not None and not only_after(error):
             raise
         _put_back(buffers, devices, draws, generator)
         raise
     if only_after is None:
         _put_back(buffers, devices, draws, generator)
+
+
+def _ran_out_of_memory(error: Exception) -> bool:
+    """Whether it is one of memory, in the words of whichever library found too little."""
+    return out_of_memory_cause(error) is not None
 
 
 def _put_back(

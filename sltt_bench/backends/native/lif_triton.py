@@ -541,10 +541,9 @@ class TritonKernels:
         fires: bool = True,
     ) -> tuple[Tensor, Tensor]:
         membrane = torch.empty_like(x[: len(x) // steps]) if out is None else out
-        spikes = x.new_empty_strided(x.shape, membrane.stride())
-        x = _laid_out_as(spikes, x)
-        if not fires:
-            spikes = placeholder_like(x)
+        if x.stride() != membrane.stride():
+            x = x.new_empty_strided(x.shape, membrane.stride()).copy_(x)
+        spikes = x.new_empty_strided(x.shape, membrane.stride()) if fires else placeholder_like(x)
         past = x if previous is None else _laid_out_as(membrane, previous)
         by_channel = (
             (x, x, x, x if bias is None else bias)

@@ -147,7 +147,7 @@ class Shared:
         """`pass_on` propagates ∂L/∂value to the parameters."""
         self.module = module
         self.leaf = value.detach().requires_grad_(trainable)
-        self._pass_on: Callable[[Tensor], None] | None = pass_on
+        self._pass_on = pass_on
         self._hook: RemovableHandle | None = None
         self._made_from = parameter_versions(module)
         self._made_at = times_changed(self.leaf)
@@ -169,7 +169,7 @@ class Shared:
         """Pass on the summed gradient. Raises RuntimeError if the parameters have changed."""
         self.check()
         grad, self.leaf.grad = self.leaf.grad, None
-        if grad is not None and self._pass_on is not None:
+        if grad is not None:
             self._pass_on(grad)
 
     def settle_at_each_backward_pass(self) -> None:
@@ -177,8 +177,7 @@ class Shared:
         self._hook = self.leaf.register_post_accumulate_grad_hook(lambda leaf: self.settle())  # type: ignore[no-untyped-call]
 
     def release(self) -> None:
-        """Release the graph behind the value, which is no longer needed."""
-        self._pass_on = None
+        """Remove the hook, which holds this object and is held by the leaf of it."""
         if self._hook is not None:
             self._hook.remove()
 

@@ -7,7 +7,8 @@ sums and their order are autograd's. The sum for a standardised weight reaches i
 the iteration.
 
 For a method that frees each step's graph before the next, a copy of the weights is not small compared with
-the graph. So a plain weight is cast at each use, and again in the backward pass, and not kept. A standardised
+the graph. So in a step with a graph a plain weight is cast at each use, and again in the backward pass, and not
+kept. Steps without a graph, which need less memory, share one cast until the next step with one. A standardised
 weight is kept in the format that the steps use, which takes less memory than the standardised weight itself.
 """
 
@@ -60,26 +61,37 @@ class StepWeights(Protocol):
 def step_weights(network: nn.Module, *, keep_casts: bool, one_pass: bool) -> Iterator[StepWeights]:
     """Yields the step weights for an iteration of the network.
 
-    `keep_casts`: parameters in the format of mixed precision are kept until the iteration ends.
+    `keep_casts`: parameters in the format of mixed precision are kept until the iteration ends, not only between
+    steps without a graph.
     `one_pass`: weights are standardised in one pass each way.
     """
+    of_free_steps: list[_OfAllSteps] = []
     for module in network.modules():
         if hasattr(module, "standardised_weight"):
             yield StandardisedWeight(module, one_pass=one_pass)
         elif type(module) in CAST and "forward" not in module.__dict__:
-            yield CastParameters(module, keep=keep_casts)
+            yield CastParameters(module, of_free_steps, keep=keep_casts)
 
 
 class _OfAllSteps:
     """A tensor that is computed from a layer's parameters for all steps."""
 
-    def __init__(self, parameter: nn.Parameter, make: Callable[[torch.dtype], Tensor], *, keep: bool) -> None:
+    def __init__(
+        self,
+        parameter: nn.Parameter,
+        make: Callable[[torch.dtype], Tensor],
+        of_free_steps: "list[_OfAllSteps]",
+        *,
+        keep: bool,
+    ) -> None:
         """`make` computes it in a dtype. `parameter`: one of its parameters, a trained one if there is any.
 
-        `keep`: it is computed at its first use and kept until the iteration ends.
+        `keep`: it is computed at its first use and kept until the iteration ends; else only from one use without
+        a graph to the next: all that are kept so, of all layers, stand in `of_free_steps`.
         """
         self.parameter = parameter
         self._make = make
+        self._of_free_steps = of_free_steps
         self._keep = keep
         self._value: Tensor | None = None
 
@@ -91,11 +103,15 @@ class _OfAllSteps:
 
     def _value_and_way(self, dtype: torch.dtype) -> tuple[Tensor, Kept]:
         """Returns the value, and what stands for it until the backward pass."""
-        if not self._keep:
+        if torch.is_grad_enabled() and not self._keep:
+            while self._of_free_steps:
+                self._of_free_steps.pop().forget()
             cast_again = partial(torch.Tensor.to, dtype=dtype)
             return self._made(dtype), Computed(cast_again, (Stored(self.parameter),))
         if self._value is None or self._value.dtype != dtype:
             self._value = self._made(dtype)
+            if not self._keep:
+                self._of_free_steps.append(self)
         return self._value, Stored(self._value)
 
     def forget(self) -> None:
@@ -121,7 +137,7 @@ class StandardisedWeight:
         anchor = next((p for p in made_from.values() if p.requires_grad), next(iter(made_from.values())))
         one_pass = one_pass and type(module) in IN_ONE_PASS and not any(map(has_hooks, made_from.values()))
         self._in_one_pass = (made_from["weight"], made_from["gain"]) if one_pass else None
-        self._weight = _OfAllSteps(anchor, self._made, keep=True)
+        self._weight = _OfAllSteps(anchor, self._made, [], keep=True)
         self._versions = parameter_versions(module)
         self._sum: Tensor | None = None
         self._sum_is_own = False
@@ -177,13 +193,14 @@ class CastParameters:
 
     attribute = "forward"
 
-    def __init__(self, module: nn.Module, *, keep: bool) -> None:
+    def __init__(self, module: nn.Module, of_free_steps: list[_OfAllSteps], *, keep: bool) -> None:
         self.module = module
         self.made_once = False
+        self._of_free_steps = of_free_steps
         self._forward = module.forward
         self._keep = keep
         self._casts = {
-            name: _OfAllSteps(parameter, parameter.detach().to, keep=keep)
+            name: _OfAllSteps(parameter, parameter.detach().to, of_free_steps, keep=keep)
             for name in CAST[type(module)]
             if (parameter := module._parameters.get(name)) is not None and not has_hooks(parameter)
         }
@@ -210,6 +227,7 @@ class CastParameters:
     def release(self) -> None:
         for cast_ in self._casts.values():
             cast_.forget()
+        self._of_free_steps.clear()
 
 
 def _dtype_of_steps(tensor: Tensor) -> torch.dtype | None:

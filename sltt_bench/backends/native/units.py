@@ -60,7 +60,12 @@ CHUNKS_BEYOND = 12
 """Up to this number of time steps, all steps of a unit are recomputed at once."""
 
 SINGLE = 2
-"""Tensors that the backward pass of a convolution with batch norm needs at one step, besides those kept."""
+"""Tensors that the backward pass of a step needs besides those of the graph and the gradients that wait.
+
+At the convolution these are ∂L/∂u, which waits for the step before, the gradients of its result and of what it
+read, and what it read: four, less the gradient of the step's spikes and u, which are gone by then, and with batch
+norm less x. With 3, peaks of ResNet-18 and VGG-11 would not rise either, with 4 that of ResNet-18 by 2 %.
+"""
 
 MAKE_ANEW = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._BatchNorm)
 """Layers whose result has its own memory."""
