@@ -359,11 +359,10 @@ def beginnings(cells: pd.DataFrame, runs: Sequence[Run]) -> Beginnings:
     began: dict[str, dict[int, frozenset[str]]] = {
         name: {} for name in chain.from_iterable(BEGINNINGS.values())
     }
-    for cell in cells.to_dict("records"):
+    for run, cell_id, seed, attempt in _columns(cells, "run", "cell_id", "seed", "attempt"):
         for name, by_seed in began.items():
-            if (known := _at_first(runs[int(cell["run"])], cell, name)) is not None:
-                seed = int(cell["seed"])
-                by_seed[seed] = by_seed.get(seed, frozenset()) | {known}
+            if (known := _at_first(runs[int(run)], str(cell_id), int(attempt), name)) is not None:
+                by_seed[int(seed)] = by_seed.get(int(seed), frozenset()) | {known}
     return began
 
 
@@ -390,9 +389,9 @@ BEGINNINGS = {
 """What it means where cells that should be alike differ in one of these keys of an attempt in provenance.json."""
 
 
-def _at_first(run: Run, cell: Mapping[Any, Any], name: str) -> str | None:
+def _at_first(run: Run, cell_id: str, last: int, name: str) -> str | None:
     """What the first attempt that knows it said; a resumed one begins in the middle."""
-    attempts = (run.measured_with(str(cell["cell_id"]), n) for n in range(1, int(cell["attempt"]) + 1))
+    attempts = (run.measured_with(cell_id, number) for number in range(1, last + 1))
     return next((str(known) for facts in attempts if (known := facts.get(name))), None)
 
 
@@ -406,17 +405,24 @@ def source_of_plugin(plugin: Any) -> str:
 def resumed(
     cells: pd.DataFrame, runs: Sequence[Run]
 ) -> Iterator[tuple[Mapping[Any, Any], list[Mapping[str, Any]]]]:
-    """The cells that trained in several attempts, in the order of their ids: each with what these were measured with."""
-    records = [cell for cell in cells.to_dict("records") if len(cell["trained_in"]) > 1]
+    """The cells that trained in several attempts, in the order of their ids (each with what `circumstances` asks of it), and
+    what these were measured with."""
+    names = ("run", "cell_id", "trained_in", "device_name", "backend")
+    records = [dict(zip(names, values, strict=True)) for values in _columns(cells, *names)]
     for cell in sorted(records, key=itemgetter("run", "cell_id")):
-        run, cell_id = runs[int(cell["run"])], str(cell["cell_id"])
-        yield cell, [run.measured_with(cell_id, int(attempt)) for attempt in cell["trained_in"]]
+        if len(cell["trained_in"]) > 1:
+            run, cell_id = runs[int(cell["run"])], str(cell["cell_id"])
+            yield cell, [run.measured_with(cell_id, int(attempt)) for attempt in cell["trained_in"]]
+
+
+def _columns(cells: pd.DataFrame, *names: str) -> Iterator[tuple[Any, ...]]:
+    """These columns row by row. A dictionary of each whole row would take a hundred times as long."""
+    return zip(*(cells[name] for name in names), strict=True)
 
 
 def _measured_with(cells: pd.DataFrame, runs: Sequence[Run]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The method of each cell and what it was measured with, for each attempt in which it trained."""
-    columns = (cells[name] for name in ("method", "run", "cell_id", "trained_in"))
-    for method, run, cell_id, attempts in zip(*columns, strict=True):
+    for method, run, cell_id, attempts in _columns(cells, "method", "run", "cell_id", "trained_in"):
         for attempt in attempts:
             yield str(method), runs[int(run)].measured_with(str(cell_id), int(attempt))
 
