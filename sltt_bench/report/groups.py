@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from sltt_bench.common.format import counted
 from sltt_bench.planning.studies import TASK, setting_words
 from sltt_bench.report.chance import accuracy_floor
 from sltt_bench.report.integrity import Beginnings, Breach
@@ -130,7 +131,7 @@ class MethodResult:
         for failure in self.failures:
             by_status.setdefault(failure.status, set()).update(set(failure.seeds) & set(lost))
         counts = ", ".join(f"{len(seeds)} {status}" for status, seeds in by_status.items() if seeds)
-        return f"{self.method}: {len(self.seeds)} of {len(self.seeds) + len(lost)} seeds finished ({counts})"
+        return f"{self.method}: {len(self.seeds)} of {counted(len(self.seeds) + len(lost), 'seed')} finished ({counts})"
 
     @property
     def out_of_memory(self) -> bool:
@@ -300,7 +301,7 @@ class Group:
         if len(results) == 2 and set(results[0].seeds) != set(results[1].seeds):
             shared = set(results[0].seeds) & set(results[1].seeds)
             everything = set(results[0].seeds) | set(results[1].seeds)
-            texts.append(f"only {len(shared)} of {len(everything)} seeds finished on both sides")
+            texts.append(f"only {len(shared)} of {counted(len(everything), 'seed')} finished on both sides")
         if len(results) == 2 and METRICS[metric].of_the_moment:
             texts += [*self._apart(metric, *results), *self._repeated(metric, *results)]
         texts += [breach.text for breach in self.breaches if breach.concerns(metric, methods)]
@@ -321,7 +322,7 @@ class Group:
         if len(pairs) == seeds:
             return []
         return [
-            f"the {len(pairs)} pairs come from only {seeds} seed{'s' * (seeds != 1)}: repetitions of a seed count as pairs, but say "
+            f"the {len(pairs)} pairs come from only {counted(seeds, 'seed')}: repetitions of a seed count as pairs, but say "
             "nothing about other seeds"
         ]
 
@@ -463,8 +464,8 @@ def settings_of(recipe: Mapping[str, Any], backend: str) -> dict[str, Any]:
 
 def budget_text(trials: int, epochs: int | None) -> str:
     """ "6 trials each (15 epochs)"; without the trials' length where no file tells it."""
-    length = "" if epochs is None else f" ({epochs} epoch{'s' * (epochs != 1)})"
-    return f"{trials} trials each{length}"
+    length = "" if epochs is None else f" ({counted(epochs, 'epoch')})"
+    return f"{counted(trials, 'trial')} each{length}"
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from sltt_bench.common.format import Unit
+from sltt_bench.common.format import Unit, counted
 from sltt_bench.report.metrics import METRICS
 from sltt_bench.report.numbers import first_of
 from sltt_bench.results.doubts import untimed_text
@@ -83,9 +83,9 @@ def _faults(cell: Mapping[Any, Any], epochs: Epochs, recipe: Mapping[str, Any]) 
     train = recipe.get("train") or {}
     for source, wanted in (("its recipe", train.get("epochs")), ("its plan", cell["epochs_planned"])):
         if pd.notna(wanted) and rows != int(wanted):
-            yield f"{rows} of the {int(wanted)} epochs of {source}"
+            yield f"{rows} of the {counted(int(wanted), 'epoch')} of {source}"
     if pd.notna(cell["epochs_done"]) and rows != int(cell["epochs_done"]):
-        yield f"cells.csv has {int(cell['epochs_done'])} epochs, epochs.csv {rows}"
+        yield f"cells.csv has {counted(int(cell['epochs_done']), 'epoch')}, epochs.csv {rows}"
     if rows == 0:
         return
     if sorted(epochs["epoch"]) != list(range(1, rows + 1)):
@@ -109,7 +109,7 @@ def _sample_faults(epochs: Epochs, recipe: Mapping[str, Any], synthetic: bool) -
     if train.get("drop_last") and train.get("batch_size"):
         wanted -= wanted % int(train["batch_size"])
     if counts[-1] != wanted:
-        yield f"{counts[-1]} samples an epoch, not the {wanted} of its recipe"
+        yield f"{counted(counts[-1], 'sample')} an epoch, not the {wanted} of its recipe"
 
 
 def _value_faults(epochs: Epochs, synthetic: bool) -> Iterator[str]:
@@ -123,7 +123,7 @@ def _value_faults(epochs: Epochs, synthetic: bool) -> Iterator[str]:
         rows, known = len(epochs[name]), _known(epochs[name])
         finite = int(np.isfinite(known).sum())
         if len(known) and finite < rows:
-            yield f"{name} is not a finite number in {rows - finite} of {rows} epochs"
+            yield f"{name} is not a finite number in {rows - finite} of {counted(rows, 'epoch')}"
 
 
 _POSITIVE = (
@@ -214,7 +214,7 @@ def moment_breaches(method: str, cells: pd.DataFrame, runs: Sequence[Run]) -> It
         )  # fmt: skip
     neighbours = int(cells["neighbours"].astype(float).fillna(0).max()) if len(cells) else 0
     if neighbours:
-        others_text = f"{neighbours} other cell{'s' * (neighbours > 1)}"
+        others_text = counted(neighbours, "other cell")
         yield Breach(f"{method}: measured while up to {others_text} ran", (method,), _TIME)
     limited: dict[str, float] = {}
     others = 0
@@ -231,9 +231,7 @@ def moment_breaches(method: str, cells: pd.DataFrame, runs: Sequence[Run]) -> It
                 f"{method}: clocks held down ({words}) in {share:.0%} of the readings", (method,), _TIME
             )
     if others:
-        yield Breach(
-            f"{method}: {others} other process{'es' * (others > 1)} on the GPU", (method,), (*_TIME, "bytes")
-        )
+        yield Breach(f"{method}: {counted(others, 'other process')} on the GPU", (method,), (*_TIME, "bytes"))
 
 
 def replay_breaches(cells: pd.DataFrame, runs: Sequence[Run]) -> Iterator[Breach]:

@@ -422,15 +422,18 @@ def test_what_a_study_did_not_finish_is_said_and_machines_are_not_mixed(tmp_path
     assert "Left out here: 2 groups of the study, run on another machine" in text
 
 
-@pytest.mark.parametrize("older", [False, True])
+@pytest.mark.parametrize(
+    ("older", "lengths", "words"),
+    [(False, (4, 10), "4, 10 epochs"), (True, (4, 10), "4, 10 epochs"), (False, (1,), "1 epoch")],
+)
 def test_points_that_were_tuned_with_trials_of_several_lengths_stand_in_one_figure(
-    older: bool, tmp_path: Path
+    older: bool, lengths: tuple[int, ...], words: str, tmp_path: Path
 ) -> None:
     """But never beside what was not tuned; of equally many cells the tuned ones are shown, though they be older."""
     run = handmade_study(tmp_path)
     if older:
         run = HandmadeRun(run.path.parent / "20250101-000000-0000", recipe=run.recipe)
-    for tau, epochs in ((1.1, 4), (5.0, 10)):
+    for tau, epochs in ((1.1, lengths[0]), (5.0, lengths[-1])):
         overrides = {} if tau == 1.1 else {"neuron.tau": tau}
         at = varied({**run.recipe, "study": None}, neuron__tau=tau, description="tuned")
         for method in ("bptt", "sltt"):
@@ -451,7 +454,7 @@ def test_points_that_were_tuned_with_trials_of_several_lengths_stand_in_one_figu
     (section,), frame = studied(tmp_path)
     assert set(frame["mean"].round(3)) == {0.7}
     assert set(frame["at"]) == {1.1, 5.0}
-    assert "tuned, 5 trials each (4, 10 epochs)" in section.blocks[0].caption
+    assert section.blocks[0].caption.endswith(f"tuned, 5 trials each ({words}).")
     assert "2 groups of the study" in " ".join(section.lead)
 
 

@@ -6,7 +6,7 @@ from functools import partial
 from itertools import product
 from typing import Any
 
-from sltt_bench.common.format import DASH, scale_for, significant
+from sltt_bench.common.format import DASH, counted, scale_for, significant
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Column, Heading, Table, TableCell, Tone, table_of
 from sltt_bench.report.groups import Group, MethodResult, NotComparable
@@ -41,7 +41,9 @@ def overview(group: Group, baseline: str, *, brief: bool = False) -> Table:
     notes = [*doubts, *_remarks(group, best_epoch=not brief), *_ratio_notes(group, baseline, compared)]
     if not brief and has_accuracy and group.pareto_front and group.accuracy_resolution:
         sample = significant(100 * group.accuracy_resolution, 2)
-        notes.append(f"Pareto: accuracies within one test sample ({sample} points) count as equal.")
+        notes.append(
+            f"Pareto: accuracies within one test sample ({counted(sample, 'point')}) count as equal."
+        )
     return table_of("overview", "Accuracy, time and memory", columns, group.methods.values(), notes)
 
 
@@ -323,7 +325,7 @@ def _pair_notes(group: Group, metric: str, method: str, baseline: str, shared: V
     if shared and own.keys() != shared.keys():
         text, of_shared = (_mean_text(metric, values) for values in (own, shared))
         if text != of_shared:
-            pairs_text = f"{len(own)} pair{'s' * (len(own) > 1)} with {method}"
+            pairs_text = f"{counted(len(own), 'pair')} with {method}"
             notes.append(
                 f"Over the {pairs_text}, the {METRICS[metric].label} of {baseline} is {text}, not the mean in its row."
             )
