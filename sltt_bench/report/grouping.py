@@ -34,7 +34,7 @@ from sltt_bench.report.integrity import (
 )
 from sltt_bench.report.keys import DIFFERENCE_WORDS, TUNED, UNKNOWN_HARDWARE, GroupKey, differing_fields
 from sltt_bench.report.metrics import COLD_FIGURES, MEMORY_FIGURES, METRICS, PEAKS_OF_EPOCHS, Phase
-from sltt_bench.results.doubts import used_by_others
+from sltt_bench.results.doubts import CHANCE, used_by_others
 from sltt_bench.results.reader import Results, Run
 
 UNSOUND = "unsound"
@@ -419,6 +419,7 @@ def _method_result(
         epochs=epochs.rows(cells),
         cells=cells,
         doubts=_doubts(ok),
+        guesses=len(ok) > 0 and all(CHANCE in str(doubts) for doubts in ok["doubts"]),
         plugins=tuple(plugins_of_method(ok, runs)),
         began=beginnings(ok, runs),
     )

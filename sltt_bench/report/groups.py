@@ -91,6 +91,8 @@ class MethodResult:
     """(run, cell_id) of the finished cells."""
     doubts: tuple[str, ...] = ()
     """Why finished cells' figures may mean nothing, with their seeds."""
+    guesses: bool = False
+    """Whether each finished cell says of itself that it is at chance: it knows the share of the largest class too."""
     plugins: tuple[str, ...] = ()
     """The versions of the plug-in that the method comes from, in words; empty for one of this package."""
     began: Beginnings = field(default_factory=dict)
@@ -377,16 +379,20 @@ class Group:
         return accuracy_floor(self.recipe.get("data") or {})
 
     def at_chance(self, method: str) -> bool:
-        """Whether the method learned nothing: its mean accuracy is no better than the floor."""
+        """Whether the method learned nothing: its mean accuracy is no better than the floor, or each of its cells says so."""
+        return self.methods[method].guesses or self.below_floor(method)
+
+    def below_floor(self, method: str) -> bool:
+        """Whether the method's mean accuracy is no better than the floor."""
         accuracy = self.methods[method].stat("last_test_top1")
         return (
             accuracy is not None and self.accuracy_floor is not None and accuracy.mean <= self.accuracy_floor
         )
 
     def doubts_beside_chance(self, method: str) -> list[str]:
-        """The method's doubts, without that of its cells' chance level where `at_chance` says so of their mean."""
+        """The method's doubts, without that of its cells' chance level where the floor says so of their mean."""
         doubts = self.methods[method].doubts
-        return [doubt for doubt in doubts if not (doubt.startswith(CHANCE) and self.at_chance(method))]
+        return [doubt for doubt in doubts if not (doubt.startswith(CHANCE) and self.below_floor(method))]
 
     @cached_property
     def pareto_front(self) -> set[str]:

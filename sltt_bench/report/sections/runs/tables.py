@@ -277,8 +277,10 @@ def _remarks(group: Group, *, best_epoch: bool) -> Iterator[str]:
         yield "Only cold epochs were run, so times include warm-up. Run more epochs to get warm ones."
     floor = numbers.percent(group.accuracy_floor or 0)
     for result in group.finished:
-        if group.at_chance(result.method):
+        if group.below_floor(result.method):
             yield f"{result.method} is at chance (at most {floor} %): it learned nothing and is on no Pareto front."
+        elif result.guesses:
+            yield f"{result.method} is at chance with every seed: it learned nothing and is on no Pareto front."
     if remark := group.headline_remark():
         yield f"{remark[0].upper()}{remark[1:]}."
     yield from (f"Note: {note}." for note in group.notes)
