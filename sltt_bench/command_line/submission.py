@@ -136,11 +136,11 @@ def _enough_seeds(results: Results) -> Findings:
 
 def _seeds_lacking(method: str, groups: Sequence[Group]) -> Iterator[str]:
     """Yields what the cells of one method on one device lack; `groups`: all report groups that hold them."""
-    counted = [_seeds(group.methods[method]) for group in groups]
-    everything = set().union(*(begun for begun, _ in counted))
+    seeds_of_groups = [_seeds(group.methods[method]) for group in groups]
+    everything = set().union(*(begun for begun, _ in seeds_of_groups))
     # A cell that ended before it reported what it ran with may be in a group of its own. So groups without
     # a finished cell count only if no group has one, and then all together.
-    with_finished = [seeds for seeds in counted if seeds[1]] or [(everything, set[int]())]
+    with_finished = [seeds for seeds in seeds_of_groups if seeds[1]] or [(everything, set[int]())]
     apart = ", ".join(differing_fields([group.key for group in groups]))
     for begun, finished in with_finished:
         if len(begun) < MINIMUM_SEEDS:
