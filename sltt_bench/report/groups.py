@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from sltt_bench.common.format import counted
-from sltt_bench.planning.studies import TASK, setting_words
+from sltt_bench.planning.studies import OWN_TASK, TASK, setting_words
 from sltt_bench.report.chance import accuracy_floor
 from sltt_bench.report.integrity import Beginnings, Breach
 from sltt_bench.report.keys import GroupKey, told_apart
@@ -58,7 +58,7 @@ def words_beside(group: "Group", siblings: Iterable["Group"]) -> list[str]:
 def settings_beside(group: "Group", siblings: Iterable["Group"]) -> dict[str, Any]:
     """Recipe field → the group's value, of all that is set otherwise than the recipe has it in the group or in a sibling."""
     related = (group, *(other for other in siblings if other.key.recipe == group.key.recipe))
-    known = {**group.settings, **group.overrides}
+    known = {TASK: OWN_TASK, **group.settings, **group.overrides}
     fields = {field for other in related for field in other.overrides if field in known}
     return {field: known[field] for field in sorted(fields, key=lambda field: (field != TASK, field))}
 

@@ -21,7 +21,9 @@ from sltt_bench.planning.recipe import RecipeError, find_recipe, load_recipe, st
 from sltt_bench.planning.studies import Grid, Study, points
 from sltt_bench.report import numbers
 from sltt_bench.report.claims import unfit_when
-from sltt_bench.report.groups import flat
+from sltt_bench.report.grouping import make_groups
+from sltt_bench.report.groups import flat, in_words
+from sltt_bench.results.reader import read_results
 from sltt_bench.results.schema import GRADIENTS_FILE
 from sltt_bench.running.runner import describe
 from sltt_bench.training.experiment import assemble, make_backend
@@ -420,6 +422,24 @@ def test_what_a_study_did_not_finish_is_said_and_machines_are_not_mixed(tmp_path
     text = " ".join(section.lead)
     assert "1 of 14 cells did not finish: 1 error: RuntimeError: made up." in text
     assert "Left out here: 2 groups of the study, run on another machine" in text
+
+
+def test_a_group_of_the_study_s_own_task_is_told_from_those_of_other_tasks(tmp_path: Path) -> None:
+    run = handmade_study(tmp_path)
+    for method in ("bptt", "sltt"):
+        other = varied({**run.recipe, "study": None}, description="another task")
+        run.cell(
+            method,
+            overrides={"extends": "_vowels"},
+            recipe=other,
+            recipe_hash="vowels",
+            cell={"recipe_hash": "vowels"},
+        )
+    groups = make_groups(read_results([tmp_path]))
+    words = [in_words(group, groups) for group in groups]
+    assert sorted(word.partition(", ")[0] for word in words) == ["task the study's own"] * 2 + ["task vowels"]
+    only_own = [group for group in groups if "extends" not in group.overrides]
+    assert not any("task" in in_words(group, only_own) for group in only_own)
 
 
 @pytest.mark.parametrize(
