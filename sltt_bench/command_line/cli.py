@@ -552,15 +552,19 @@ def power(
     """Say how many seeds would tell a stated effect apart, from the spread of the pairs at hand."""
     from sltt_bench.command_line import commands
     from sltt_bench.report.power import print_seeds_needed, seeds_needed
+    from sltt_bench.report.render.terminal import print_unread
+    from sltt_bench.results.reader import read_results
 
-    methods = comma_list("--method", method)
+    methods, effects = comma_list("--method", method), parse_effects(effect)
+    measured = read_results(results)
     rows = seeds_needed(
-        results, parse_effects(effect), power=wanted, figure=figure, baseline=baseline, methods=methods
+        measured, results, effects, power=wanted, figure=figure, baseline=baseline, methods=methods
     )
     if as_json:
         commands.print_json([asdict(row) for row in rows])
     else:
         print_seeds_needed(rows, make_console())
+    print_unread(measured.unread(), make_console(stderr=True))
 
 
 @app.command()

@@ -19,7 +19,7 @@ from rich.table import Table
 from sltt_bench import backends, data, methods, models
 from sltt_bench.command_line.terminal import count_display, data_progress, run_display
 from sltt_bench.common.errors import nearest
-from sltt_bench.common.format import DASH
+from sltt_bench.common.format import DASH, counted
 from sltt_bench.common.plugins import PluginFailed, plugins
 from sltt_bench.common.printable import make_console
 from sltt_bench.kinds import KINDS
@@ -313,7 +313,7 @@ def show_plans(plans: list[Plan]) -> None:
             column("epochs", lambda cell: cell.recipe.train.epochs),
             *map(override, dict.fromkeys(key for cell in plan for key in cell.overrides if key not in shown)),
         ]
-        title = f"{plan.recipe.name}: {len(plan)} cell{'s' * (len(plan) != 1)}"
+        title = f"{plan.recipe.name}: {counted(len(plan), 'cell')}"
         print_table(table_of("plan", title, columns, plan), console)
         show_remarks(plan)
 
@@ -460,7 +460,7 @@ def cancel(folder: Path, cell_ids: Sequence[str] | None) -> None:
     if unknown := [each for each in cell_ids or () if each not in known]:
         raise RecipeError("--cell", [f"{unknown[0]}: no cell of this submission{nearest(unknown[0], known)}"])
     ended = slurm.cancel(submission, cell_ids)
-    make_console().print(f"{len(ended)} job{'s' * (len(ended) != 1)} cancelled")
+    make_console().print(f"{counted(len(ended), 'job')} cancelled")
 
 
 def check_submission(folders: list[Path], *, as_json: bool = False) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from sltt_bench import provenance
-from sltt_bench.common.format import format_bytes
+from sltt_bench.common.format import counted, format_bytes
 from sltt_bench.measure.gpu_support import REMEDY_WHEEL, installed_wheel, shown_gpus, why_unusable
 from sltt_bench.measure.nvml import Missing, Reading
 from sltt_bench.measure.processors import Processors, Shares
@@ -129,7 +129,7 @@ def _sensors(state: Mapping[str, Any]) -> DoctorFinding:
     used, others = state.get("device_bytes"), state.get("other_compute_processes")
     readings = [
         *([] if used is None else [f"{format_bytes(used)} in use"]),
-        *([] if others is None else [f"{others or 'no'} other process{'es' * (others != 1)} on it"]),
+        *([] if others is None else [f"{counted(others or 'no', 'other process')} on it"]),
         *reading("clock {:.0f} of {:.0f} MHz", "sm_clock_mhz", "sm_clock_max_mhz"),
         *reading("{:.0f} of {:.0f} W", "power_w", "power_limit_w"),
         *reading("{:.0f} °C", "temperature_c"),

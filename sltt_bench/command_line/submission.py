@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from sltt_bench.common.format import counted
 from sltt_bench.methods import UnknownMethod
 from sltt_bench.planning.plan import cell_from_dict
 from sltt_bench.planning.recipe import RecipeError, load_recipe, recipe_from_dict, recipe_names
@@ -135,18 +136,18 @@ def _enough_seeds(results: Results) -> Findings:
 
 def _seeds_lacking(method: str, groups: Sequence[Group]) -> Iterator[str]:
     """Yields what the cells of one method on one device lack; `groups`: all report groups that hold them."""
-    counted = [_seeds(group.methods[method]) for group in groups]
-    everything = set().union(*(begun for begun, _ in counted))
+    seeds_of_groups = [_seeds(group.methods[method]) for group in groups]
+    everything = set().union(*(begun for begun, _ in seeds_of_groups))
     # A cell that ended before it reported what it ran with may be in a group of its own. So groups without
     # a finished cell count only if no group has one, and then all together.
-    with_finished = [seeds for seeds in counted if seeds[1]] or [(everything, set[int]())]
+    with_finished = [seeds for seeds in seeds_of_groups if seeds[1]] or [(everything, set[int]())]
     apart = ", ".join(differing_fields([group.key for group in groups]))
     for begun, finished in with_finished:
         if len(begun) < MINIMUM_SEEDS:
             within = (
                 f" of {len(everything)} under the same conditions ({apart})" if begun < everything else ""
             )
-            yield f"{len(begun)} seed{'s' * (len(begun) != 1)}{within}; at least {MINIMUM_SEEDS} are needed: --seed 0,1,2"
+            yield f"{counted(len(begun), 'seed')}{within}; at least {MINIMUM_SEEDS} are needed: --seed 0,1,2"
         elif 0 < len(finished) < MINIMUM_SEEDS:
             needed = f"at least {MINIMUM_SEEDS} are needed, or none: --seed 0,1,2,3,4"
             yield f"{len(finished)} of {len(begun)} seeds finished; {needed}"
@@ -179,7 +180,7 @@ def _every_epoch(results: Results) -> Findings:
     for _, cell in _runs(results).iterrows():
         done = rows.get((cell["run"], cell["cell_id"]), 0)
         if cell["status"] == "ok" and done != cell["epochs_planned"]:
-            yield _name(cell), f"{done} of {cell['epochs_planned']:.0f} epochs have a row"
+            yield _name(cell), f"{done} of {counted(float(cell['epochs_planned']), 'epoch')} have a row"
 
 
 def _figures_follow(results: Results) -> Findings:

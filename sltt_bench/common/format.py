@@ -73,9 +73,11 @@ def format_seconds(seconds: float | None) -> str:
     return _brief("s", seconds)
 
 
-def counted(count: int, noun: str) -> str:
-    """ "1 cell", "2 cells"."""
-    return f"{count} {noun}" + "s" * (count != 1)
+def counted(count: float | str, noun: str) -> str:
+    """ "1 cell", "2 cells", "2 classes"; a count may be text already, "0.28"."""
+    text = f"{count:g}" if isinstance(count, float) else str(count)
+    ending = "es" if noun.endswith(("s", "tch")) else "s"
+    return f"{text} {noun}" + ending * (text != "1")
 
 
 def format_percent(share: float | None, decimals: int = 2) -> str:

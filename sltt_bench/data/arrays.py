@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from sltt_bench.common.format import counted
 from sltt_bench.data.errors import NOT_NUMPY, DataError, absent, damaged, reading
 from sltt_bench.data.source import (
     PLACE,
@@ -79,7 +80,7 @@ class Arrays(DataSource):
     def check_timesteps(self, timesteps: int) -> str | None:
         if self.layout == "images" or not self.shape or timesteps == self.shape[0]:
             return None
-        return f"timesteps is {timesteps}, but the sequences in {self.file} have {self.shape[0]} steps (data.shape is {self.shape})"
+        return f"timesteps is {timesteps}, but the sequences in {self.file} have {counted(self.shape[0], 'step')} (data.shape is {self.shape})"
 
     def needed(self, data_dir: Path) -> list[Path]:
         return [data_dir / self.file]
@@ -197,7 +198,7 @@ class Arrays(DataSource):
             raise self._damaged(data_dir, f"{x} has no samples")
         if (labels := self._header(data_dir, y)[0]) != shape[:1]:
             count = " × ".join(map(str, labels))
-            raise self._damaged(data_dir, f"{x} has {shape[0]} samples, but {y} {count} labels")
+            raise self._damaged(data_dir, f"{x} has {counted(shape[0], 'sample')}, but {y} {count} labels")
 
     def _samples(self, data_dir: Path, split: str) -> np.ndarray:
         """Samples [N, ...], bytes as in the file and others in float32. Raises DataError."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from sltt_bench.common.format import counted
 from sltt_bench.data.source import Count, DataPlace, DataSource, Modality, Samples, Shape
 
 if TYPE_CHECKING:
@@ -58,9 +59,7 @@ class DelayedRecall(DataSource):
         required = self.delay + 2
         if timesteps >= required:
             return None
-        return (
-            f"timesteps is {timesteps}, but symbol, {self.delay} steps of data.delay and cue need {required}"
-        )
+        return f"timesteps is {timesteps}, but symbol, {counted(self.delay, 'step')} of data.delay and cue need {required}"
 
     def labels(self, data_dir: Path, split: str) -> list[int]:
         samples = self.train_samples if split == "train" else self.test_samples

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import AfterValidator, Field, model_validator
 
+from sltt_bench.common.format import counted
 from sltt_bench.common.strict import Strict
 from sltt_bench.common.yaml_text import YAMLFault, parse_yaml
 from sltt_bench.data.errors import DamagedData, DataError, UnendingRead
@@ -286,14 +287,14 @@ class DataSource(Strict):
         ):
             if samples != expected:
                 raise DamagedData(
-                    f"data set {self.name!r}: the {split} split has {samples} samples, but the recipe's "
+                    f"data set {self.name!r}: the {split} split has {counted(samples, 'sample')}, but the recipe's "
                     f"data.{split}_samples says {expected}; another split or a damaged copy?"
                 )
 
     def _counts_finding(self, split: str, labels: Sequence[int]) -> DataFinding:
         expected = self.train_samples if split == "train" else self.test_samples
         per_class = Counter(labels)
-        text = f"{len(labels):,} samples of {len(per_class)} classes"
+        text = f"{counted(f'{len(labels):,}', 'sample')} of {counted(len(per_class), 'class')}"
         if len(labels) != expected or len(per_class) != self.classes:
             return DataFinding(False, split, f"{text}, but expected are {expected:,} of {self.classes}")
         fewest, most = min(per_class.values()), max(per_class.values())

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
+from sltt_bench.common.format import counted
 from sltt_bench.common.strict import Strict
 from sltt_bench.data.errors import DataError
 from sltt_bench.data.source import DataBundle, Found, Samples, Seed
@@ -91,7 +92,7 @@ def stratified(labels: Sequence[int], split: ValidationSplit) -> "np.ndarray[Any
     if len(raised) < missing or not counts.sum() + missing:
         raise DataError(
             f"the validation split cannot have the same share, {split.share:g}, of every class: there are "
-            f"{len(label)} training samples of {len(classes)} classes, the smallest with {sizes.min()}; "
+            f"{counted(len(label), 'training sample')} of {counted(len(classes), 'class')}, the smallest with {sizes.min()}; "
             "raise validation.share or data.limit"
         )
     counts[raised] += 1

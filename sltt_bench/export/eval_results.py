@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 from sltt_bench import __version__
+from sltt_bench.common.format import counted
 from sltt_bench.export import Benchmark, ExportError, TrainedCell
 
 
@@ -45,6 +46,6 @@ def _notes(trained: TrainedCell, epoch: int) -> str:
         code += f" at {revision[:12]}{' with local changes' if facts.get('git_dirty') else ''}"
     changed = "" if row["overrides"] in ("", "{}") else f" with {row['overrides']}"
     return (
-        f"top-1 accuracy on the test set in percent after the last of {epoch} epochs; recipe {row['recipe']}{changed}, "
+        f"top-1 accuracy on the test set in percent after the last of {counted(epoch, 'epoch')}; recipe {row['recipe']}{changed}, "
         f"training method {row['method']}, T = {int(row['timesteps'])}, seed {int(row['seed'])}; {code}"
     )

@@ -15,6 +15,7 @@ import torch
 from sltt_bench import data, methods, provenance
 from sltt_bench.backends import unmeasurable
 from sltt_bench.common.failures import classify, out_of_memory_cause, too_few_for_batch_norm
+from sltt_bench.common.format import counted
 from sltt_bench.common.source_digest import own_source_sha256
 from sltt_bench.data.loading import content, labels_of, largest_class_share, make_loader
 from sltt_bench.data.synthetic import synthetic_bundle
@@ -331,6 +332,8 @@ def choose_device(asked: str) -> torch.device:
         raise UnusableGpu(f"device {asked}: torch sees no CUDA GPU here; `sltt-bench doctor` tells why")
     device = torch.device("cuda", 0 if asked == "auto" else torch.device(asked).index or 0)
     if device.index >= torch.cuda.device_count():
-        raise UnusableGpu(f"device {asked}: there are only {torch.cuda.device_count()} GPUs")
+        raise UnusableGpu(
+            f"device {asked}: torch sees {counted(torch.cuda.device_count(), 'GPU')} here, counted from cuda:0"
+        )
     torch.cuda.set_device(device)
     return device

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from sltt_bench import data, methods, models
 from sltt_bench.common.errors import UserError, nearest, shortened, shortened_text
+from sltt_bench.common.format import counted
 from sltt_bench.common.plugins import PluginFailed
 from sltt_bench.common.strict import held_by_another
 from sltt_bench.common.yaml_text import YAMLFault, parse_yaml, read_yaml
@@ -41,7 +42,7 @@ class RecipeError(UserError, ValueError):
         where = shortened_text(where, 300)
         shown = [*(lines or (f"{where}: {fault}" for fault in faults))][:_MAX_FAULTS]
         if len(faults) > len(shown):
-            shown.append(f"{where}: and {len(faults) - len(shown)} more faults")
+            shown.append(f"{where}: and {counted(len(faults) - len(shown), 'more fault')}")
         super().__init__("\n".join(shown))
         self.faults = faults
 

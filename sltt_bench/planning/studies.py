@@ -18,6 +18,9 @@ FOLDER = "studies"
 TASK = "extends"
 """The key in a cell's overrides for the recipe that its grid extends instead of the study's own."""
 
+OWN_TASK = "the study's own"
+"""What a cell whose grid names no other recipe has in its place, where its siblings' do."""
+
 
 def task_name(recipe: Any) -> str:
     """The recipe that a grid extends as a reader knows it: without the mark of a base that only studies extend."""

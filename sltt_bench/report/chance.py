@@ -12,7 +12,8 @@ ABOVE_CHANCE = 1.5
 def accuracy_floor(data: Mapping[str, Any]) -> float | None:
     """The accuracy, 0 to 1, up to which a method has learned nothing of the data set with these options.
 
-    Guessing reaches 1 / classes. `data`: a resolved recipe's part of that name. None if the number of classes
+    Guessing reaches 1 / classes. What always naming the largest class reaches is not known here: a cell that trained has counted it,
+    and says so among its doubts (`Group.at_chance`). `data`: a resolved recipe's part of that name. None if the number of classes
     is unknown: a data set that is not installed here, or options that it does not take any more.
     """
     try:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from sltt_bench.common.failures import DIVERGED
-from sltt_bench.common.format import Unit, scale_for, significant
+from sltt_bench.common.format import Unit, counted, scale_for, significant
 from sltt_bench.planning.studies import FOLDER as STUDIES
 from sltt_bench.planning.studies import TASK, setting_words, task_name
 from sltt_bench.report import numbers
@@ -218,7 +218,7 @@ def statement(claim: Claim) -> str:
     what, method, baseline = _WORDS[claim["metric"]], claim["method"], claim.get("baseline")
     threshold = float(claim["threshold"])
     plain = f"{100 * threshold:g} %" if claim["metric"] == "test_top1" else significant(threshold, 3)
-    points = f"{threshold:g} point{'s' * (threshold != 1)}"
+    points = counted(threshold, "point")
     text = {
         "at_most_ratio": f"{what} of {method} ÷ {baseline} ≤ {threshold:g}",
         "at_least": f"{what} of {method} ≥ {plain}",

@@ -121,14 +121,7 @@ def _read(folder: Path) -> Results:
 
 def _not_read(name: str, results: Results) -> list[str]:
     """What of a set is in no figure."""
-    remarks = [
-        f"Not read of {name}: {skip.path}: {skip.reason}." for skip in results.skipped[:_MOST_NOT_READ]
-    ]
-    more = len(results.skipped) - len(remarks)
-    return [*remarks, f"Not read of {name}: {more} more, listed by `sltt-bench report`."] if more else remarks
-
-
-_MOST_NOT_READ = 4
+    return [f"Not read of {name}: {words}." for words in results.unread()]
 
 
 def compare_groups(a: Sequence[Group], b: Sequence[Group], threshold: float) -> SetComparison:

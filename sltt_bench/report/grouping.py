@@ -34,7 +34,7 @@ from sltt_bench.report.integrity import (
 )
 from sltt_bench.report.keys import DIFFERENCE_WORDS, TUNED, UNKNOWN_HARDWARE, GroupKey, differing_fields
 from sltt_bench.report.metrics import COLD_FIGURES, MEMORY_FIGURES, METRICS, PEAKS_OF_EPOCHS, Phase
-from sltt_bench.results.doubts import used_by_others
+from sltt_bench.results.doubts import CHANCE, used_by_others
 from sltt_bench.results.reader import Results, Run
 
 UNSOUND = "unsound"
@@ -285,9 +285,17 @@ def _group(
     runs: Sequence[Run],
     epochs: EpochsOfCells,
 ) -> Group:
+    is_sound = members["status"] == "ok"
+    sound, failed = (
+        {str(method): rows for method, rows in members[chosen].groupby("method")}
+        for chosen in (is_sound, ~is_sound)
+    )
+    nothing = members[:0]
     methods = {
-        str(method): _method_result(str(method), rows, runs, epochs)
-        for method, rows in members.groupby("method")
+        method: _method_result(
+            method, sound.setdefault(method, nothing), failed.get(method, nothing), runs, epochs
+        )
+        for method in {**sound, **failed}
     }
     first = members.sort_values("cell_id").iloc[0]
     protocol = _protocol(runs[int(first["run"])], str(first["cell_id"]))
@@ -304,8 +312,12 @@ def _group(
         on_gpu=bool(members["device"].str.startswith("cuda").any()),
         device_bytes=float(key.device_memory) if key.device_memory else None,
     )
-    sound = members[members["status"] == "ok"]
-    return replace(group, breaches=tuple(_breaches(sound, runs, group)))
+    breaches = (
+        *_breaches(sound, runs, group),
+        *replay_breaches(members[is_sound], runs),
+        *_breaches_between(group),
+    )
+    return replace(group, breaches=breaches)
 
 
 def _recipe_of_group(run: Run, cell_id: str) -> Mapping[str, Any]:
@@ -331,9 +343,10 @@ def _claims(members: pd.DataFrame, runs: Sequence[Run]) -> tuple[Mapping[str, An
     return tuple(claims.values())
 
 
-def _breaches(sound: pd.DataFrame, runs: Sequence[Run], group: Group) -> Iterator[Breach]:
+def _breaches(sound: Mapping[str, pd.DataFrame], runs: Sequence[Run], group: Group) -> Iterator[Breach]:
+    """Of each method by itself. `sound`: method → its sound cells."""
     for method in group.methods:
-        rows = sound[sound["method"] == method]
+        rows = sound[method]
         yield from method_breaches(method, rows, group.accuracy_resolution)
         yield from moment_breaches(method, rows, runs)
         result = group.methods[method]
@@ -343,12 +356,15 @@ def _breaches(sound: pd.DataFrame, runs: Sequence[Run], group: Group) -> Iterato
         yield from _mixed_breaches(method, rows, runs)
         if group.key.tuned:
             yield from _tuning_breaches(method, rows, runs)
+
+
+def _breaches_between(group: Group) -> Iterator[Breach]:
+    """What should be alike in all methods of the group."""
     samples = {
         result.method: {int(count) for count in result.epochs["samples"].dropna()}
         for result in group.finished
         if len(result.epochs)
     }
-    yield from replay_breaches(sound, runs)
     yield from beginning_breaches({method: result.began for method, result in group.methods.items()})
     yield from sample_breaches({method: counts for method, counts in samples.items() if counts})
 
@@ -387,9 +403,8 @@ def overrides_of(text: str) -> Mapping[str, Any]:
 
 
 def _method_result(
-    method: str, rows: pd.DataFrame, runs: Sequence[Run], epochs: EpochsOfCells
+    method: str, ok: pd.DataFrame, failed: pd.DataFrame, runs: Sequence[Run], epochs: EpochsOfCells
 ) -> MethodResult:
-    ok = rows[rows["status"] == "ok"]
     phase: Phase = "warm" if (ok["phase"] == "warm").any() else "cold"
     of_phase = ok[ok["phase"] == phase]
     measured = _by_run(of_phase, [name for name, metric in METRICS.items() if metric.of_phase])
@@ -400,10 +415,11 @@ def _method_result(
         by_run=measured | _by_run(ok, [*others, *COLD_FIGURES]),
         phase=phase,
         finished=len(ok),
-        failures=_failures(rows[rows["status"] != "ok"]),
+        failures=_failures(failed),
         epochs=epochs.rows(cells),
         cells=cells,
         doubts=_doubts(ok),
+        guesses=len(ok) > 0 and all(CHANCE in str(doubts) for doubts in ok["doubts"]),
         plugins=tuple(plugins_of_method(ok, runs)),
         began=beginnings(ok, runs),
     )

@@ -13,7 +13,8 @@ from typing import Any
 
 import pandas as pd
 
-from sltt_bench.planning.studies import TASK, setting_words
+from sltt_bench.common.format import counted
+from sltt_bench.planning.studies import OWN_TASK, TASK, setting_words
 from sltt_bench.report.chance import accuracy_floor
 from sltt_bench.report.integrity import Beginnings, Breach
 from sltt_bench.report.keys import GroupKey, told_apart
@@ -57,7 +58,7 @@ def words_beside(group: "Group", siblings: Iterable["Group"]) -> list[str]:
 def settings_beside(group: "Group", siblings: Iterable["Group"]) -> dict[str, Any]:
     """Recipe field → the group's value, of all that is set otherwise than the recipe has it in the group or in a sibling."""
     related = (group, *(other for other in siblings if other.key.recipe == group.key.recipe))
-    known = {**group.settings, **group.overrides}
+    known = {TASK: OWN_TASK, **group.settings, **group.overrides}
     fields = {field for other in related for field in other.overrides if field in known}
     return {field: known[field] for field in sorted(fields, key=lambda field: (field != TASK, field))}
 
@@ -90,6 +91,8 @@ class MethodResult:
     """(run, cell_id) of the finished cells."""
     doubts: tuple[str, ...] = ()
     """Why finished cells' figures may mean nothing, with their seeds."""
+    guesses: bool = False
+    """Whether each finished cell says of itself that it is at chance: it knows the share of the largest class too."""
     plugins: tuple[str, ...] = ()
     """The versions of the plug-in that the method comes from, in words; empty for one of this package."""
     began: Beginnings = field(default_factory=dict)
@@ -130,7 +133,7 @@ class MethodResult:
         for failure in self.failures:
             by_status.setdefault(failure.status, set()).update(set(failure.seeds) & set(lost))
         counts = ", ".join(f"{len(seeds)} {status}" for status, seeds in by_status.items() if seeds)
-        return f"{self.method}: {len(self.seeds)} of {len(self.seeds) + len(lost)} seeds finished ({counts})"
+        return f"{self.method}: {len(self.seeds)} of {counted(len(self.seeds) + len(lost), 'seed')} finished ({counts})"
 
     @property
     def out_of_memory(self) -> bool:
@@ -300,7 +303,7 @@ class Group:
         if len(results) == 2 and set(results[0].seeds) != set(results[1].seeds):
             shared = set(results[0].seeds) & set(results[1].seeds)
             everything = set(results[0].seeds) | set(results[1].seeds)
-            texts.append(f"only {len(shared)} of {len(everything)} seeds finished on both sides")
+            texts.append(f"only {len(shared)} of {counted(len(everything), 'seed')} finished on both sides")
         if len(results) == 2 and METRICS[metric].of_the_moment:
             texts += [*self._apart(metric, *results), *self._repeated(metric, *results)]
         texts += [breach.text for breach in self.breaches if breach.concerns(metric, methods)]
@@ -321,7 +324,7 @@ class Group:
         if len(pairs) == seeds:
             return []
         return [
-            f"the {len(pairs)} pairs come from only {seeds} seed{'s' * (seeds != 1)}: repetitions of a seed count as pairs, but say "
+            f"the {len(pairs)} pairs come from only {counted(seeds, 'seed')}: repetitions of a seed count as pairs, but say "
             "nothing about other seeds"
         ]
 
@@ -376,16 +379,20 @@ class Group:
         return accuracy_floor(self.recipe.get("data") or {})
 
     def at_chance(self, method: str) -> bool:
-        """Whether the method learned nothing: its mean accuracy is no better than the floor."""
+        """Whether the method learned nothing: its mean accuracy is no better than the floor, or each of its cells says so."""
+        return self.methods[method].guesses or self.below_floor(method)
+
+    def below_floor(self, method: str) -> bool:
+        """Whether the method's mean accuracy is no better than the floor."""
         accuracy = self.methods[method].stat("last_test_top1")
         return (
             accuracy is not None and self.accuracy_floor is not None and accuracy.mean <= self.accuracy_floor
         )
 
     def doubts_beside_chance(self, method: str) -> list[str]:
-        """The method's doubts, without that of its cells' chance level where `at_chance` says so of their mean."""
+        """The method's doubts, without that of its cells' chance level where the floor says so of their mean."""
         doubts = self.methods[method].doubts
-        return [doubt for doubt in doubts if not (doubt.startswith(CHANCE) and self.at_chance(method))]
+        return [doubt for doubt in doubts if not (doubt.startswith(CHANCE) and self.below_floor(method))]
 
     @cached_property
     def pareto_front(self) -> set[str]:
@@ -463,8 +470,8 @@ def settings_of(recipe: Mapping[str, Any], backend: str) -> dict[str, Any]:
 
 def budget_text(trials: int, epochs: int | None) -> str:
     """ "6 trials each (15 epochs)"; without the trials' length where no file tells it."""
-    length = "" if epochs is None else f" ({epochs} epoch{'s' * (epochs != 1)})"
-    return f"{trials} trials each{length}"
+    length = "" if epochs is None else f" ({counted(epochs, 'epoch')})"
+    return f"{counted(trials, 'trial')} each{length}"
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from sltt_bench.common.format import Unit
+from sltt_bench.common.format import Unit, counted
 from sltt_bench.report.metrics import METRICS
 from sltt_bench.report.numbers import first_of
 from sltt_bench.results.doubts import untimed_text
@@ -83,9 +83,9 @@ def _faults(cell: Mapping[Any, Any], epochs: Epochs, recipe: Mapping[str, Any]) 
     train = recipe.get("train") or {}
     for source, wanted in (("its recipe", train.get("epochs")), ("its plan", cell["epochs_planned"])):
         if pd.notna(wanted) and rows != int(wanted):
-            yield f"{rows} of the {int(wanted)} epochs of {source}"
+            yield f"{rows} of the {counted(int(wanted), 'epoch')} of {source}"
     if pd.notna(cell["epochs_done"]) and rows != int(cell["epochs_done"]):
-        yield f"cells.csv has {int(cell['epochs_done'])} epochs, epochs.csv {rows}"
+        yield f"cells.csv has {counted(int(cell['epochs_done']), 'epoch')}, epochs.csv {rows}"
     if rows == 0:
         return
     if sorted(epochs["epoch"]) != list(range(1, rows + 1)):
@@ -109,7 +109,7 @@ def _sample_faults(epochs: Epochs, recipe: Mapping[str, Any], synthetic: bool) -
     if train.get("drop_last") and train.get("batch_size"):
         wanted -= wanted % int(train["batch_size"])
     if counts[-1] != wanted:
-        yield f"{counts[-1]} samples an epoch, not the {wanted} of its recipe"
+        yield f"{counted(counts[-1], 'sample')} an epoch, not the {wanted} of its recipe"
 
 
 def _value_faults(epochs: Epochs, synthetic: bool) -> Iterator[str]:
@@ -123,7 +123,7 @@ def _value_faults(epochs: Epochs, synthetic: bool) -> Iterator[str]:
         rows, known = len(epochs[name]), _known(epochs[name])
         finite = int(np.isfinite(known).sum())
         if len(known) and finite < rows:
-            yield f"{name} is not a finite number in {rows - finite} of {rows} epochs"
+            yield f"{name} is not a finite number in {rows - finite} of {counted(rows, 'epoch')}"
 
 
 _POSITIVE = (
@@ -214,7 +214,7 @@ def moment_breaches(method: str, cells: pd.DataFrame, runs: Sequence[Run]) -> It
         )  # fmt: skip
     neighbours = int(cells["neighbours"].astype(float).fillna(0).max()) if len(cells) else 0
     if neighbours:
-        others_text = f"{neighbours} other cell{'s' * (neighbours > 1)}"
+        others_text = counted(neighbours, "other cell")
         yield Breach(f"{method}: measured while up to {others_text} ran", (method,), _TIME)
     limited: dict[str, float] = {}
     others = 0
@@ -231,9 +231,7 @@ def moment_breaches(method: str, cells: pd.DataFrame, runs: Sequence[Run]) -> It
                 f"{method}: clocks held down ({words}) in {share:.0%} of the readings", (method,), _TIME
             )
     if others:
-        yield Breach(
-            f"{method}: {others} other process{'es' * (others > 1)} on the GPU", (method,), (*_TIME, "bytes")
-        )
+        yield Breach(f"{method}: {counted(others, 'other process')} on the GPU", (method,), (*_TIME, "bytes"))
 
 
 def replay_breaches(cells: pd.DataFrame, runs: Sequence[Run]) -> Iterator[Breach]:
@@ -359,11 +357,10 @@ def beginnings(cells: pd.DataFrame, runs: Sequence[Run]) -> Beginnings:
     began: dict[str, dict[int, frozenset[str]]] = {
         name: {} for name in chain.from_iterable(BEGINNINGS.values())
     }
-    for cell in cells.to_dict("records"):
+    for run, cell_id, seed, attempt in _columns(cells, "run", "cell_id", "seed", "attempt"):
         for name, by_seed in began.items():
-            if (known := _at_first(runs[int(cell["run"])], cell, name)) is not None:
-                seed = int(cell["seed"])
-                by_seed[seed] = by_seed.get(seed, frozenset()) | {known}
+            if (known := _at_first(runs[int(run)], str(cell_id), int(attempt), name)) is not None:
+                by_seed[int(seed)] = by_seed.get(int(seed), frozenset()) | {known}
     return began
 
 
@@ -390,9 +387,9 @@ BEGINNINGS = {
 """What it means where cells that should be alike differ in one of these keys of an attempt in provenance.json."""
 
 
-def _at_first(run: Run, cell: Mapping[Any, Any], name: str) -> str | None:
+def _at_first(run: Run, cell_id: str, last: int, name: str) -> str | None:
     """What the first attempt that knows it said; a resumed one begins in the middle."""
-    attempts = (run.measured_with(str(cell["cell_id"]), n) for n in range(1, int(cell["attempt"]) + 1))
+    attempts = (run.measured_with(cell_id, number) for number in range(1, last + 1))
     return next((str(known) for facts in attempts if (known := facts.get(name))), None)
 
 
@@ -406,17 +403,24 @@ def source_of_plugin(plugin: Any) -> str:
 def resumed(
     cells: pd.DataFrame, runs: Sequence[Run]
 ) -> Iterator[tuple[Mapping[Any, Any], list[Mapping[str, Any]]]]:
-    """The cells that trained in several attempts, in the order of their ids: each with what these were measured with."""
-    records = [cell for cell in cells.to_dict("records") if len(cell["trained_in"]) > 1]
+    """The cells that trained in several attempts, in the order of their ids (each with what `circumstances` asks of it), and
+    what these were measured with."""
+    names = ("run", "cell_id", "trained_in", "device_name", "backend")
+    records = [dict(zip(names, values, strict=True)) for values in _columns(cells, *names)]
     for cell in sorted(records, key=itemgetter("run", "cell_id")):
-        run, cell_id = runs[int(cell["run"])], str(cell["cell_id"])
-        yield cell, [run.measured_with(cell_id, int(attempt)) for attempt in cell["trained_in"]]
+        if len(cell["trained_in"]) > 1:
+            run, cell_id = runs[int(cell["run"])], str(cell["cell_id"])
+            yield cell, [run.measured_with(cell_id, int(attempt)) for attempt in cell["trained_in"]]
+
+
+def _columns(cells: pd.DataFrame, *names: str) -> Iterator[tuple[Any, ...]]:
+    """These columns row by row. A dictionary of each whole row would take a hundred times as long."""
+    return zip(*(cells[name] for name in names), strict=True)
 
 
 def _measured_with(cells: pd.DataFrame, runs: Sequence[Run]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The method of each cell and what it was measured with, for each attempt in which it trained."""
-    columns = (cells[name] for name in ("method", "run", "cell_id", "trained_in"))
-    for method, run, cell_id, attempts in zip(*columns, strict=True):
+    for method, run, cell_id, attempts in _columns(cells, "method", "run", "cell_id", "trained_in"):
         for attempt in attempts:
             yield str(method), runs[int(run)].measured_with(str(cell_id), int(attempt))
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from sltt_bench.common.format import Scale, Unit, scale_for, significant
+from sltt_bench.common.format import Scale, Unit, counted, scale_for, significant
 from sltt_bench.report.metrics import METRICS
 from sltt_bench.report.statistics import Interval, Stat
 
@@ -126,7 +126,7 @@ def first_of(words: Sequence[str], most: int = 12) -> str:
 def seeds(counts: Collection[int]) -> str:
     """ "n = 3 seeds", "n = 1 to 3 seeds"."""
     fewest, most = min(counts), max(counts)
-    return f"n = {fewest}" + f" to {most}" * (most > fewest) + " seed" + "s" * (most != 1)
+    return f"n = {f'{fewest} to ' * (most > fewest)}{counted(most, 'seed')}"
 
 
 def of_single_seeds(counts: Iterable[int]) -> str:

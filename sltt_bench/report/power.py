@@ -18,7 +18,7 @@ import numpy as np
 from rich.console import Console
 
 from sltt_bench.common.errors import nearest
-from sltt_bench.common.format import DASH, significant
+from sltt_bench.common.format import DASH, counted, significant
 from sltt_bench.planning.studies import setting_words
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Heading, Table, TableCell
@@ -28,7 +28,7 @@ from sltt_bench.report.keys import told_apart
 from sltt_bench.report.metrics import METRICS, Metric
 from sltt_bench.report.render.terminal import print_table
 from sltt_bench.report.statistics import COLOURED_FROM, CONFIDENCE, Floats
-from sltt_bench.results.reader import Results, read_results
+from sltt_bench.results.reader import Results
 from sltt_bench.results.writer import ResultsError
 
 FIGURES = tuple(
@@ -119,6 +119,7 @@ def upper_limit_of_spread(spread: float, pairs: int) -> float:
 
 
 def seeds_needed(
+    results: Results,
     sources: Sequence[Path],
     effects: Sequence[float],
     *,
@@ -127,7 +128,8 @@ def seeds_needed(
     baseline: str = "bptt",
     methods: Sequence[str] | None = None,
 ) -> list[SeedsNeeded]:
-    """For each effect and each method beside the baseline, in every group of comparable cells.
+    """For each effect and each method beside the baseline, in every group of comparable cells. `results`: read from
+    `sources`.
 
     `effects`: points for accuracies, percent for what is compared as a ratio, > 0. `power`: in (0, 1).
     `methods`: None is all. Raises ResultsError if the folders hold no run, the figure is no noisy one, a method
@@ -137,7 +139,6 @@ def seeds_needed(
         counted = figure in METRICS and METRICS[figure].exact
         why = "is counted, so that one pair decides" if counted else f"is unknown{nearest(figure, FIGURES)}"
         raise ResultsError(f"--figure {figure}: {why}; figures are {', '.join(FIGURES)}")
-    results = read_results(sources)
     groups = make_groups(results)
     named = ", ".join(map(str, sources))
     if not groups:
@@ -238,7 +239,7 @@ def _counted(row: SeedsNeeded, differences: Floats, metric: Metric, resolution: 
         sample = significant(100 * resolution)
         return replace(
             row,
-            reason=f"{row.effect:g} points are no more than one test sample ({sample} points): no number of seeds shows them",
+            reason=f"{counted(row.effect, 'point')} {'is' if row.effect == 1 else 'are'} no more than one test sample ({counted(sample, 'point')}): no number of seeds shows them",
         )
     seeds = pairs_for(effect / spread, row.power)
     cautious = pairs_for(effect / upper_limit_of_spread(spread, pairs), row.power)

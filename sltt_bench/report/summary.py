@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from sltt_bench.common.format import counted
 from sltt_bench.report.groups import Group, NotComparable, natural_order
 from sltt_bench.report.numbers import listed
 
@@ -48,16 +49,16 @@ def _what(groups: Sequence[Group], aside: Sequence[Group]) -> str:
     methods = list(dict.fromkeys(method for group in groups for method in group.methods))
     recipes = list(dict.fromkeys(group.key.recipe for group in groups))
     seeds = {seed for group in groups for result in group.methods.values() for seed in result.seeds}
-    over = f" over {_count(len(seeds), 'seed')}" if seeds else ""
+    over = f" over {counted(len(seeds), 'seed')}" if seeds else ""
     on = f"recipe {recipes[0]}" if len(recipes) == 1 else f"{len(recipes)} recipes ({listed(recipes)})"
     also = f" Smoke runs: {_ended(aside)}." if aside else ""
-    return f"{_count(len(methods), 'method')} ({listed(methods)}) on {on}: {_ended(groups)}{over}.{also}"
+    return f"{counted(len(methods), 'method')} ({listed(methods)}) on {on}: {_ended(groups)}{over}.{also}"
 
 
 def _ended(groups: Sequence[Group]) -> str:
     finished = sum(result.finished for group in groups for result in group.methods.values())
     failed = sum(f.cells for g in groups for r in g.methods.values() for f in r.failures)
-    return f"{_count(finished, 'cell')} finished" + (f" and {failed} did not" if failed else "")
+    return f"{counted(finished, 'cell')} finished" + (f" and {failed} did not" if failed else "")
 
 
 def _on_what(groups: Sequence[Group]) -> str:
@@ -77,7 +78,3 @@ def _why_not(group: Group, baseline: str) -> str:
         return "no other method was run"
     refusal = group.ratio("epoch_s", others[0], baseline)
     return refusal.reason if isinstance(refusal, NotComparable) else "they share no figure"
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}" + "s" * (n != 1)

@@ -4,6 +4,8 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 
+from sltt_bench.common.format import counted
+
 CHANCE = "test accuracy is at chance"
 
 Epoch = Mapping[str, str]
@@ -28,7 +30,7 @@ def doubts(
         clauses.append("the training loss never moved")
     top1 = _figures(epochs, "test_top1")
     if top1 and top1[-1] <= at_chance(classes, test_samples):
-        clauses.append(f"{CHANCE} ({top1[-1]:.1%} with {classes} classes)")
+        clauses.append(f"{CHANCE} ({top1[-1]:.1%} with {counted(classes, 'class')})")
     elif top1 and largest_class_share is not None and top1[-1] <= largest_class_share:
         of_one = f"one of {classes} classes has {largest_class_share:.1%} of the test samples"
         clauses.append(f"{CHANCE} ({top1[-1]:.1%}, and {of_one})")
@@ -80,7 +82,7 @@ def disturbance(epochs: Sequence[Epoch]) -> str:
 
 def untimed_text(epochs: int) -> str:
     """Of so many epochs of a cell without a time."""
-    return f"its process stood still in {epochs} epoch{'s' * (epochs > 1)}, of which there is no time"
+    return f"its process stood still in {counted(epochs, 'epoch')}, of which there is no time"
 
 
 def at_chance(classes: int, samples: int) -> float:

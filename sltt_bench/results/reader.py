@@ -172,9 +172,18 @@ class Results:
         """What was not read so far, and why; a run's timeline, for one, is read when it is asked for."""
         return tuple(sorted(set(self.damage)))
 
+    def unread(self) -> list[str]:
+        """The first of what was not read in words, and how much more there is: for a command that lists no more of it."""
+        words = [f"{skip.path}: {skip.reason}" for skip in self.skipped[:_MOST_UNREAD]]
+        more = len(self.skipped) - len(words)
+        return [*words, f"{more} more, listed by `sltt-bench report`"] if more else words
+
     def rows(self, file: str) -> pd.DataFrame:
         """A file of all runs that is read beside their cells; without rows if no run has it."""
         return self.beside[file] if file in self.beside else Tables([]).frame(file)
+
+
+_MOST_UNREAD = 4
 
 
 def read_results(sources: Iterable[Path]) -> Results:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from sltt_bench.common.format import counted
 from sltt_bench.common.printable import printable
 from sltt_bench.results.schema import (
     EPOCHS_FILE,
@@ -255,7 +256,7 @@ def header_fault(file: str, header: list[str]) -> str | None:
 
 
 def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 4} more columns" if names[4:] else ""
+    more = f" and {counted(len(names) - 4, 'more column')}" if names[4:] else ""
     return "column " + ", ".join(names[:4]) + more
 
 

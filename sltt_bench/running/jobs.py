@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 
 from sltt_bench.common.errors import UserError
+from sltt_bench.common.format import counted
 from sltt_bench.measure.gpu_support import shown_gpus
 from sltt_bench.provenance import core_quota, usable_cores
 from sltt_bench.running.lanes import Place
@@ -84,11 +85,11 @@ def _visible_gpus() -> int:
 def _check(cells: int, per_cell: int, devices: Sequence[str]) -> None:
     remedy = "or say --oversubscribe: times then measure the crowd"
     count = cells * per_cell
-    what = f"{cells} cells" if per_cell == 1 else f"{count} processes ({cells} × {per_cell})"
+    what = counted(cells, "cell") if per_cell == 1 else f"{count} processes ({cells} × {per_cell})"
     lower = "lower --jobs" if per_cell == 1 else "lower --jobs or --nproc-per-cell (train.devices)"
     processors = usable_processors()
     if count > processors:
-        raise JobsRefused(f"{what} at once on {processors} processors: {lower}, {remedy}")
+        raise JobsRefused(f"{what} at once on {counted(processors, 'processor')}: {lower}, {remedy}")
     gpus = [device for device in devices if device != "cpu"]
     if gpus and (count > len(devices) or len(set(gpus)) < len(gpus)):
         raise JobsRefused(f"{what} at once on {', '.join(dict.fromkeys(devices))}: {lower}, {remedy}")

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from sltt_bench.common.format import format_bytes
+from sltt_bench.common.format import counted, format_bytes
 from sltt_bench.planning.plan import Cell
 from sltt_bench.running.lanes import Place
 from sltt_bench.running.runner import computed
@@ -50,8 +50,8 @@ class Preflight:
         if self.free_bytes is None or total <= self.free_bytes or (at_once == 1 and processes == 1):
             return None
         return (
-            f"{len(largest)} of these cells at once{f' on {device}' if device else ''}, {processes} "
-            f"process{'es' * (processes > 1)} each: their live tensors alone may take {format_bytes(total)}, but "
+            f"{len(largest)} of these cells at once{f' on {device}' if device else ''}, "
+            f"{counted(processes, 'process')} each: their live tensors alone may take {format_bytes(total)}, but "
             f"{format_bytes(self.free_bytes)} are free; lower --jobs or --nproc-per-cell"
         )
 

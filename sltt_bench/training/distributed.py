@@ -25,6 +25,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from sltt_bench.common.format import counted
+
 TIMEOUT = timedelta(days=1)
 """How long a rank waits for the others. One rank may prepare its data for hours; if one fails, the launcher
 ends the others long before this."""
@@ -103,7 +105,7 @@ class Ranks:
         last = samples % batch_size
         if last and last < self.size and not drop_last:
             raise NotDivisible(
-                f"the last batch of an epoch has {last} samples for {self.size} processes ({samples} samples, "
+                f"the last batch of an epoch has {counted(last, 'sample')} for {self.size} processes ({samples} samples, "
                 f"train.batch_size {batch_size}); set train.drop_last=true or another batch size"
             )
 

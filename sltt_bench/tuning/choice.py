@@ -18,6 +18,7 @@ from statistics import fmean
 from typing import Any
 
 from sltt_bench.common.failures import DIVERGED
+from sltt_bench.common.format import counted
 
 Setting = Mapping[str, Any]
 """Searched field (dotted) → value."""
@@ -66,7 +67,7 @@ def choose(grid: Grid, trials: Sequence[Trial]) -> Choice | None:
     points = prod(map(len, grid.values()))
     if len(tried) != points or len(seeds) != 1 or len(set(seed := seeds.pop())) != len(seed):
         raise ValueError(
-            f"{len(trials)} trials are not those of a grid of {points} settings, each with the same seeds"
+            f"{len(trials)} trials are not those of a grid of {counted(points, 'setting')}, each with the same seeds"
         )
     means = {place: value for place, same in tried.items() if (value := mean_top1(same)) is not None}
     if not means:

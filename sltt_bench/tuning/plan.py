@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from sltt_bench.common.format import counted
 from sltt_bench.common.identity import short_hash
 from sltt_bench.planning.plan import (
     TUNED,
@@ -164,12 +165,13 @@ def _words(point: Grid) -> str:
 def _budget_remark(searches: "Sequence[Search]", seeds: int, *, held_back: bool) -> str:
     data = "the training data that the recipe's validation leaves" if held_back else "all training data"
     budgets = {
-        f"{search.tuning.trials} trials of each of {len(search.methods)} methods": None for search in searches
+        f"{counted(search.tuning.trials, 'trial')} of each of {counted(len(search.methods), 'method')}": None
+        for search in searches
     }
     points = f" at each of {len(searches)} points" if len(searches) > 1 else ""
     return (
         f"{' or '.join(budgets)}{points}, looked at on validation data alone; then "
-        f"{seeds} {'training' if seeds == 1 else 'trainings'} of each with what was chosen, on {data}"
+        f"{counted(seeds, 'training')} of each with what was chosen, on {data}"
     )
 
 
@@ -248,7 +250,7 @@ class FinalTraining:
                 row = next((last[cell_id] for cell_id in open_trials if cell_id in last), None)
                 why = "they have not run" if row is None else f"{row['status']}: {row['reason']}"
                 self.unchosen[_at(method, search)] = (
-                    f"{len(open_trials)} of {len(cells)} trials have no result ({why}); --resume tries them again"
+                    f"{len(open_trials)} of {counted(len(cells), 'trial')} have no result ({why}); --resume tries them again"
                 )
                 continue
             choice = choose(search.tuning.grid, list(ended.values()))
@@ -311,7 +313,7 @@ def _tuned(cell: Cell, search: Search, choice: Choice) -> Cell:
 def choice_text(choice: Choice, trials: int) -> str:
     """A choice in words: "train.lr = 0.003, validation top-1 93.4 %, 6 trials"."""
     setting = ", ".join(f"{name} = {value}" for name, value in choice.setting.items())
-    text = f"{setting}, validation top-1 {choice.top1:.1%}, {trials} trials"
+    text = f"{setting}, validation top-1 {choice.top1:.1%}, {counted(trials, 'trial')}"
     if not choice.at_edge:
         return text
     return f"{text}; {', '.join(choice.at_edge)} at the edge of the grid: a better value may lie beyond"

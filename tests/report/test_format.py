@@ -2,7 +2,14 @@
 
 import pytest
 
-from sltt_bench.common.format import format_bytes, format_percent, format_seconds, parse_bytes, scale_for
+from sltt_bench.common.format import (
+    counted,
+    format_bytes,
+    format_percent,
+    format_seconds,
+    parse_bytes,
+    scale_for,
+)
 
 
 def test_bytes_have_binary_units_and_three_digits() -> None:
@@ -21,6 +28,20 @@ def test_counts_have_decimal_prefixes() -> None:
     counts = (0, 12, 999.4, 12_345, 2_340_000, 1.5e21)
     shown = ["0", "12.0", "999", "12,345", "2.34 M", "1500 E"]
     assert [scale_for("count", [count]).text(count) for count in counts] == shown
+
+
+def test_a_count_of_one_has_its_noun_in_the_singular() -> None:
+    counts = [
+        (1, "cell"),
+        (0, "cell"),
+        (2, "class"),
+        (1.0, "point"),
+        (0.28, "point"),
+        ("1, 2", "epoch"),
+        (3, "batch"),
+    ]
+    words = ["1 cell", "0 cells", "2 classes", "1 point", "0.28 points", "1, 2 epochs", "3 batches"]
+    assert [counted(*each) for each in counts] == words
 
 
 def test_percentages_have_two_decimals() -> None:

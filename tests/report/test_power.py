@@ -5,6 +5,7 @@ import json
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from sltt_bench.report.power import (
     CAUTION,
     FIGURES,
     MOST_SEEDS,
+    SeedsNeeded,
     pairs_for,
     power_of,
     print_seeds_needed,
@@ -25,6 +27,7 @@ from sltt_bench.report.power import (
     upper_limit_of_spread,
 )
 from sltt_bench.report.statistics import COLOURED_FROM, t_estimate
+from sltt_bench.results.reader import read_results
 from sltt_bench.results.writer import ResultsError
 
 BASE = [0.90, 0.91, 0.92, 0.93, 0.94]
@@ -58,6 +61,10 @@ def test_the_power_is_the_share_of_simulated_experiments_that_the_reports_interv
     assert share == pytest.approx(expected, abs=4 * math.sqrt(expected * (1 - expected) / 2000))
 
 
+def needed(sources: list[Path], effects: list[float], **how: Any) -> list[SeedsNeeded]:
+    return seeds_needed(read_results(sources), sources, effects, **how)
+
+
 @pytest.mark.parametrize("pairs", [2, 3, 5, 30])
 def test_the_spread_lies_below_its_upper_limit_as_often_as_promised(pairs: int) -> None:
     spreads = np.random.default_rng(1).normal(0.0, 1.0, (4000, pairs)).std(axis=1, ddof=1)
@@ -79,7 +86,7 @@ def test_a_huge_effect_still_needs_the_pairs_below_which_nothing_is_called_bette
 
 
 def test_seeds_come_from_the_spread_of_paired_differences_not_of_accuracies(tmp_path: Path) -> None:
-    (row,) = seeds_needed([make(tmp_path)], [0.5], power=0.8)
+    (row,) = needed([make(tmp_path)], [0.5], power=0.8)
     deviation = float(np.std(SHIFTS, ddof=1))
     assert deviation < 0.6 * float(np.std(BASE, ddof=1))  # the pairing removes what seeds share
     assert (row.method, row.baseline, row.pairs, row.unit) == ("sltt", "bptt", 5, "points")
@@ -93,7 +100,7 @@ def test_seeds_come_from_the_spread_of_paired_differences_not_of_accuracies(tmp_
 
 
 def test_a_ratio_is_told_in_percent_and_counted_on_a_logarithmic_scale(tmp_path: Path) -> None:
-    (row,) = seeds_needed([make(tmp_path)], [5.0], power=0.8, figure="epoch_s")
+    (row,) = needed([make(tmp_path)], [5.0], power=0.8, figure="epoch_s")
     ratios = np.log([(2.0 + 2.0 + seed / 100) / 2 / 2 for seed in range(5)])
     assert row.unit == "%"
     assert row.spread == pytest.approx(100 * math.expm1(ratios.std(ddof=1)))
@@ -112,7 +119,7 @@ def test_a_ratio_is_told_in_percent_and_counted_on_a_logarithmic_scale(tmp_path:
 def test_a_count_that_cannot_be_given_is_empty_with_its_reason(
     tmp_path: Path, shifts: list[float], test_samples: int, reason: str
 ) -> None:
-    (row,) = seeds_needed([make(tmp_path, shifts, test_samples)], [0.5], power=0.8)
+    (row,) = needed([make(tmp_path, shifts, test_samples)], [0.5], power=0.8)
     assert row.cautious_seeds is None
     assert re.search(reason, row.reason)
 
@@ -120,7 +127,7 @@ def test_a_count_that_cannot_be_given_is_empty_with_its_reason(
 def test_a_method_that_did_not_finish_keeps_its_row(tmp_path: Path) -> None:
     run = HandmadeRun(make(tmp_path) / "other", recipe=varied(RECIPE, data__test_samples=10_000))
     run.cell("sltt-k2", status="oom", reason="no memory")
-    rows = seeds_needed([tmp_path], [0.5, 1.0], power=0.8)
+    rows = needed([tmp_path], [0.5, 1.0], power=0.8)
     assert [(row.method, row.effect) for row in rows if row.seeds is None] == [
         ("sltt-k2", 0.5),
         ("sltt-k2", 1.0),
@@ -159,9 +166,20 @@ def test_wrong_usage_names_the_option_and_exits_with_two(
     assert fault in result.output
 
 
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_what_was_not_read_stands_below_the_seeds_needed(tmp_path: Path, options: list[str]) -> None:
+    folder = make(tmp_path)
+    with next(folder.rglob("epochs.csv")).open("a") as file:
+        file.write("5,torn")
+    result = CliRunner().invoke(app, ["power", str(folder), *options], env={"COLUMNS": "200"})
+    assert result.exit_code == 0
+    assert re.search(r"not read: .*epochs\.csv:\d+: torn: the line was never finished", result.stderr)
+    assert not options or json.loads(result.stdout)
+
+
 def test_a_folder_without_runs_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(ResultsError, match="no run in or below it"):
-        seeds_needed([tmp_path], [0.5], power=0.8)
+        needed([tmp_path], [0.5], power=0.8)
     assert "last_test_top1" in FIGURES
 
 
@@ -175,7 +193,7 @@ def test_groups_that_a_version_alone_tells_apart_are_tables_of_their_own(tmp_pat
         for seed in range(3):
             run.cell("bptt", seed, top1=(0.1, 0.2, 0.9))
             run.cell("sltt", seed, top1=(0.1, 0.2, 0.9 + 0.01 * seed * (number + 1)))
-    rows = seeds_needed([tmp_path], [1.0], power=0.8)
+    rows = needed([tmp_path], [1.0], power=0.8)
     assert [row.conditions.rpartition(", ")[2] for row in rows] == ["torch 2.6.0", "torch 2.7.0"]
     printed = io.StringIO()
     print_seeds_needed(rows, Console(file=printed, width=200))

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from sltt_bench.report import FORMATS, SECTIONS, make_report, print_run
 from sltt_bench.report.document import Heading, Table, TableCell
-from sltt_bench.report.render import files, latex, markdown
+from sltt_bench.report.render import earlier_drawings, files, latex, markdown
 from sltt_bench.report.render.html import gauge, inline_svg
 from sltt_bench.report.render.terminal import print_table
 from sltt_bench.results.writer import ResultsError
@@ -373,6 +373,21 @@ def test_a_second_report_draws_only_what_is_not_drawn_as_it_is(
     assert len(drawn_anew(folder, again, monkeypatch)) > len(anew)
     (figures / "drawn.json").write_text("{")
     assert len(drawn_anew(folder, again, monkeypatch)) > len(anew)
+
+
+def test_what_is_drawn_is_told_apart_by_all_that_draws_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    digested: list[Path] = []
+    monkeypatch.setattr(earlier_drawings, "source_sha256", lambda code: str(digested.append(code)))
+    earlier_drawings._painters.__wrapped__()
+    loaded = [sys.modules[name] for name in sys.modules if name.startswith("sltt_bench.report.plots.")]
+    used = [
+        Path(str(sys.modules[value.__module__].__file__))
+        for module in loaded
+        for value in vars(module).values()
+        if getattr(value, "__module__", "").startswith("sltt_bench.") and callable(value)
+    ]
+    assert len(loaded) > 5
+    assert [file for file in used if not any(folder in file.parents for folder in digested)] == []
 
 
 @pytest.mark.parametrize("width", [80, 200])

@@ -1,11 +1,16 @@
 """What guessing reaches follows from the data set's own number of classes, for every registered data set."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from result_builder import HandmadeRun
 
 from sltt_bench.data import DATASETS
 from sltt_bench.report.chance import ABOVE_CHANCE, accuracy_floor
+from sltt_bench.report.grouping import make_groups
+from sltt_bench.report.sections.runs.tables import overview
+from sltt_bench.results.reader import read_results
 
 IN_THE_USERS_FILES = {"arrays", "image-folder"}
 
@@ -44,3 +49,21 @@ def test_the_floor_is_a_stated_multiple_of_guessing(data: dict[str, Any], classe
 )
 def test_unknown_classes_give_no_floor(data: dict[str, Any]) -> None:
     assert accuracy_floor(data) is None
+
+
+@pytest.mark.parametrize("doubting", [1, 2])
+def test_a_method_that_names_the_largest_class_with_every_seed_is_at_chance_though_above_the_floor(
+    doubting: int, tmp_path: Path
+) -> None:
+    """Guessing among ten classes reaches 10 %, naming always the largest of them more; only the cells know how much."""
+    doubt = "test accuracy is at chance (23.8%, and one of 10 classes has 23.8% of the test samples)"
+    run = HandmadeRun(tmp_path / "run")
+    for seed in range(2):
+        run.cell("bptt", seed, top1=(0.1, 0.5, 0.9))
+        run.cell("sltt", seed, top1=(0.1, 0.2, 0.238), cell={"doubts": doubt if seed < doubting else ""})
+    (group,) = make_groups(read_results([tmp_path]))
+    assert group.accuracy_floor == pytest.approx(0.15)
+    notes = " ".join(overview(group, "bptt").notes)
+    assert doubt in notes
+    assert group.at_chance("sltt") == (doubting == 2)
+    assert ("sltt is at chance with every seed" in notes) == (doubting == 2)

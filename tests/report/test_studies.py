@@ -21,7 +21,9 @@ from sltt_bench.planning.recipe import RecipeError, find_recipe, load_recipe, st
 from sltt_bench.planning.studies import Grid, Study, points
 from sltt_bench.report import numbers
 from sltt_bench.report.claims import unfit_when
-from sltt_bench.report.groups import flat
+from sltt_bench.report.grouping import make_groups
+from sltt_bench.report.groups import flat, in_words
+from sltt_bench.results.reader import read_results
 from sltt_bench.results.schema import GRADIENTS_FILE
 from sltt_bench.running.runner import describe
 from sltt_bench.training.experiment import assemble, make_backend
@@ -428,15 +430,36 @@ def test_what_a_study_did_not_finish_is_said_and_machines_are_not_mixed(tmp_path
     assert "Left out here: 2 groups of the study, run on another machine" in text
 
 
-@pytest.mark.parametrize("older", [False, True])
+def test_a_group_of_the_study_s_own_task_is_told_from_those_of_other_tasks(tmp_path: Path) -> None:
+    run = handmade_study(tmp_path)
+    for method in ("bptt", "sltt"):
+        other = varied({**run.recipe, "study": None}, description="another task")
+        run.cell(
+            method,
+            overrides={"extends": "_vowels"},
+            recipe=other,
+            recipe_hash="vowels",
+            cell={"recipe_hash": "vowels"},
+        )
+    groups = make_groups(read_results([tmp_path]))
+    words = [in_words(group, groups) for group in groups]
+    assert sorted(word.partition(", ")[0] for word in words) == ["task the study's own"] * 2 + ["task vowels"]
+    only_own = [group for group in groups if "extends" not in group.overrides]
+    assert not any("task" in in_words(group, only_own) for group in only_own)
+
+
+@pytest.mark.parametrize(
+    ("older", "lengths", "words"),
+    [(False, (4, 10), "4, 10 epochs"), (True, (4, 10), "4, 10 epochs"), (False, (1,), "1 epoch")],
+)
 def test_points_that_were_tuned_with_trials_of_several_lengths_stand_in_one_figure(
-    older: bool, tmp_path: Path
+    older: bool, lengths: tuple[int, ...], words: str, tmp_path: Path
 ) -> None:
     """But never beside what was not tuned; of equally many cells the tuned ones are shown, though they be older."""
     run = handmade_study(tmp_path)
     if older:
         run = HandmadeRun(run.path.parent / "20250101-000000-0000", recipe=run.recipe)
-    for tau, epochs in ((1.1, 4), (5.0, 10)):
+    for tau, epochs in ((1.1, lengths[0]), (5.0, lengths[-1])):
         overrides = {} if tau == 1.1 else {"neuron.tau": tau}
         at = varied({**run.recipe, "study": None}, neuron__tau=tau, description="tuned")
         for method in ("bptt", "sltt"):
@@ -457,7 +480,7 @@ def test_points_that_were_tuned_with_trials_of_several_lengths_stand_in_one_figu
     (section,), frame = studied(tmp_path)
     assert set(frame["mean"].round(3)) == {0.7}
     assert set(frame["at"]) == {1.1, 5.0}
-    assert "tuned, 5 trials each (4, 10 epochs)" in section.blocks[0].caption
+    assert section.blocks[0].caption.endswith(f"tuned, 5 trials each ({words}).")
     assert "2 groups of the study" in " ".join(section.lead)
 
 

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from hashlib import sha256
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 
-from sltt_bench import __version__
+import sltt_bench
+from sltt_bench.common.source_digest import source_sha256
 from sltt_bench.report.document import Figure, Width
 
 RECORD = "drawn.json"
@@ -68,14 +68,9 @@ def digest_of_drawing(figure: Figure, width: Width) -> str:
 @cache
 def _painters() -> list[str]:
     """The versions of this package, of what it draws with (a clone changes without a new version) and of matplotlib."""
-    package = files("sltt_bench")
-    sources = [
-        *(package / "report" / "plots").iterdir(),
-        package / "report" / "numbers.py",
-        package / "format.py",
-    ]
-    texts = [file.read_bytes() for file in sorted(sources, key=str) if file.is_file()]
-    return [__version__, matplotlib.__version__, digest_of(b"".join(texts))]
+    package = Path(sltt_bench.__file__).parent
+    sources = [source_sha256(package / folder) for folder in ("common", "report")]
+    return [sltt_bench.__version__, matplotlib.__version__, *sources]
 
 
 def _plain(value: Any) -> Any:

@@ -11,6 +11,7 @@ from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Table as RichTable
 
+from sltt_bench.common.format import counted
 from sltt_bench.report.document import ClaimCard, Report, Section, Table, TableCell, Tone
 
 _MOST_SKIPPED = 20
@@ -47,7 +48,7 @@ def print_report(report: Report, console: Console, *, full: bool = False) -> Non
 def _print_skipped(skipped: Sequence[tuple[str, str]], console: Console, *, full: bool) -> None:
     if skipped and not full:
         console.print()
-        places = f"{len(skipped)} place{'s' * (len(skipped) > 1)}"
+        places = counted(len(skipped), "place")
         console.print(f"[dim]not read: {places}, listed by --full and in the files[/dim]")
         return
     for path, reason in skipped[:_MOST_SKIPPED]:
@@ -56,6 +57,12 @@ def _print_skipped(skipped: Sequence[tuple[str, str]], console: Console, *, full
         )
     if (more := len(skipped) - _MOST_SKIPPED) > 0:
         console.print(f"[dim]not read: {more} more, listed in the report's files[/dim]")
+
+
+def print_unread(unread: Sequence[str], console: Console) -> None:
+    """What of some results is in no figure (`Results.unread`), a line each."""
+    for words in unread:
+        console.print(f"[dim]not read: {escape(words)}[/dim]", highlight=False, soft_wrap=True)
 
 
 def _print_cards(heading: str, cards: Sequence[ClaimCard], console: Console, *, full: bool) -> None:

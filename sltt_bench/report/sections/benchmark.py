@@ -95,7 +95,7 @@ def _sentence(rows: pd.DataFrame) -> str:
         for device, met, decides in counts.itertuples()
     ]
     count = rows["row"].nunique()
-    return f"Beside its baselines ({count} row{'s' * (count != 1)} of the benchmark): {', '.join(texts)}."
+    return f"Beside its baselines ({counted(count, 'row')} of the benchmark): {', '.join(texts)}."
 
 
 # Sections ---------------------------------------------------------------------------------------

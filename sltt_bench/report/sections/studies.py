@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from sltt_bench.common.format import counted
 from sltt_bench.planning.studies import TASK, task_name
 from sltt_bench.report import numbers
 from sltt_bench.report.claims import judge
@@ -333,9 +334,10 @@ def _rules(groups: Sequence[Group]) -> list[str]:
     lengths: dict[str, list[str]] = {}
     for rule in sorted({group.key.tuning for group in groups}, key=natural_order):
         budget, _, epochs = rule.partition(" (")
-        lengths.setdefault(budget, []).extend([epochs.removesuffix(" epochs)")] * bool(epochs))
+        lengths.setdefault(budget, []).extend([epochs.partition(" ")[0]] * bool(epochs))
     return [
-        f"{budget} ({', '.join(epochs)} epochs)" if epochs else budget for budget, epochs in lengths.items()
+        f"{budget} ({counted(', '.join(epochs), 'epoch')})" if epochs else budget
+        for budget, epochs in lengths.items()
     ]
 
 
@@ -344,10 +346,10 @@ def _gaps(cells: pd.DataFrame, aside: int) -> Iterator[str]:
     if len(failed):
         reasons = Counter(zip(failed["status"], failed["reason"], strict=True))
         words = "; ".join(f"{count} {status}: {reason}" for (status, reason), count in reasons.items())
-        yield f"{len(failed)} of {len(cells)} cells did not finish: {words}."
+        yield f"{len(failed)} of {counted(len(cells), 'cell')} did not finish: {words}."
     if aside:
         yield (
-            f"Left out here: {aside} group{'s' * (aside > 1)} of the study, run on another machine, with another version, recipe "
+            f"Left out here: {counted(aside, 'group')} of the study, run on another machine, with another version, recipe "
             "or rule of tuning, or as smoke runs."
         )
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sltt_bench.common.format import DASH
+from sltt_bench.common.format import DASH, counted
 from sltt_bench.report import numbers
 from sltt_bench.report.document import (
     Block,
@@ -77,7 +77,7 @@ def _study_section(number: int, study: TuningStudy, groups: Sequence[Group]) -> 
     held_back = any(group.settings.get("validation.share") for group in after)
     data = "the training data that the recipe's validation leaves" if held_back else "all training data"
     lead = (
-        f"{', '.join(study.fields)}: {study.trials} trials of each method on the same grid, with part of the training data held back. "
+        f"{', '.join(study.fields)}: {counted(study.trials, 'trial')} of each method on the same grid, with part of the training data held back. "
         f"Validation accuracy alone decides; the methods are then trained on {data} with other seeds.",
     )
     blocks += [_loss(group, groups, f"{name}-loss-{place}") for place, group in enumerate(after, start=1)]
@@ -115,7 +115,7 @@ def _choices(study: TuningStudy, name: str) -> Table:
     part = [method for method, settings in study.methods.items() if _trials_of(settings) < study.trials]
     if part:
         notes.append(
-            f"{numbers.listed(part)}: some of the {study.trials} trials are not recorded, since the command was cut off; "
+            f"{numbers.listed(part)}: some of the {counted(study.trials, 'trial')} are not recorded, since the command was cut off; "
             "tune with --resume completes them."
         )
     if study.again:

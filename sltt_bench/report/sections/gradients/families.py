@@ -61,7 +61,7 @@ class GradientFamily:
     def title_among(self, families: "Sequence[GradientFamily]") -> str:
         """The title, and what tells this family from others (itself may be among them) of the same title."""
         siblings = [family for family in families if family.title == self.title]
-        own, *_ = stated = [(*each.conditions, f"{each.batches} batches") for each in (self, *siblings)]
+        own, *_ = stated = [(*each.conditions, counted(each.batches, "batch")) for each in (self, *siblings)]
         words = [word for word in own if any(word not in others for others in stated)]
         if stated.count(own) > 2:  # itself, and itself among the siblings
             words.append(f"run {self.run}")
@@ -88,9 +88,10 @@ class GradientFamily:
         return [field for field in POINT if field in keep or len(self.values(field)) > 1]
 
     @property
-    def and_seeds(self) -> str:
-        """How many seeds stand behind a mean, after its batches; '' for one."""
-        return f" and {self.seeds} seeds" if self.seeds > 1 else ""
+    def mean_over(self) -> str:
+        """What stands behind a mean: "4 batches and 3 seeds"; of one seed nothing is said."""
+        seeds = f" and {self.seeds} seeds" if self.seeds > 1 else ""
+        return counted(self.batches, "batch") + seeds
 
     def values(self, field: str) -> list[Any]:
         """The values that a field of the grid took."""

@@ -42,8 +42,8 @@ def _against(field: str, family: GradientFamily, name: str) -> Figure | MissingF
             f"sltt-bench analyze gradients {family.recipe} --over {_EXAMPLES[field]}",
         )
     caption = (
-        f"{COSINE} {family.when}. {_fixed_words(family, drawn, but=(field,))}Mean over {family.batches} "
-        f"batches{family.and_seeds}, bars one standard deviation over batches; dotted: no temporal part."
+        f"{COSINE} {family.when}. {_fixed_words(family, drawn, but=(field,))}Mean over "
+        f"{family.mean_over}, bars one standard deviation over batches; dotted: no temporal part."
     )
     panels = [_panel("Whole network", drawn, field)]
     lowest = family.lowest_layer
@@ -103,7 +103,7 @@ def _heat_maps(family: GradientFamily, name: str) -> Iterator[Figure]:
     maps = tuple(_heat_map(rows, point_words(rows.iloc[0], differing)) for _, rows in groups)
     caption = (
         f"{COSINE} of each layer, the input's end on top, {family.when}. "
-        f"{_fixed_words(family, drawn, but=('timesteps', *differing))}Mean over {family.batches} batches{family.and_seeds}; "
+        f"{_fixed_words(family, drawn, but=('timesteps', *differing))}Mean over {family.mean_over}; "
         "blank: the layer's gradient is 0."
     )
     yield Figure(f"{name}-layers", "Cosine by layer and T", caption, draw_heat_maps, lambda: maps)
@@ -138,7 +138,7 @@ def _course(family: GradientFamily, name: str) -> Figure | MissingFigure:
             panels.append(_panel(f"{words} {part}".strip(), own, "epoch"))
     caption = (
         f"{COSINE} while the network is trained with {family.method}{only}. {_fixed_words(family, rows)}"
-        f"Mean over the same {family.batches} training batches at every epoch{family.and_seeds}, bars one "
+        f"Mean over {family.mean_over}, the same training batches at every epoch, bars one "
         "standard deviation over batches."
     )
     return Figure(f"{name}-course", title, caption, draw_lines, lambda: tuple(panels))

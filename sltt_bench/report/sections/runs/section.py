@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
+from sltt_bench.common.format import counted
 from sltt_bench.planning.studies import FOLDER as STUDIES
 from sltt_bench.report.claims import judge
 from sltt_bench.report.document import Context, Contribution, Figure, Section, Table
@@ -42,7 +43,7 @@ def runs(context: Context) -> Contribution:
         named = {name: group for name, group in names.items() if group.key.recipe == recipe}
         sections += _recipe_sections(recipe, named, context)
     if aside:
-        title = f"{len(aside)} group{'s' * (len(aside) > 1)} on tiny subsets"
+        title = f"{counted(len(aside), 'group')} on tiny subsets"
         sections.append(Section("smoke-runs", "Smoke runs", lead=(_SMOKE,)))
         sections.append(Section("smoke-table", title, (smoke_table(aside),), level=2, folded=True))
     return Contribution(

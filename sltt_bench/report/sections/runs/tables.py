@@ -6,7 +6,7 @@ from functools import partial
 from itertools import product
 from typing import Any
 
-from sltt_bench.common.format import DASH, scale_for, significant
+from sltt_bench.common.format import DASH, counted, scale_for, significant
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Column, Heading, Table, TableCell, Tone, table_of
 from sltt_bench.report.groups import Group, MethodResult, NotComparable
@@ -41,7 +41,9 @@ def overview(group: Group, baseline: str, *, brief: bool = False) -> Table:
     notes = [*doubts, *_remarks(group, best_epoch=not brief), *_ratio_notes(group, baseline, compared)]
     if not brief and has_accuracy and group.pareto_front and group.accuracy_resolution:
         sample = significant(100 * group.accuracy_resolution, 2)
-        notes.append(f"Pareto: accuracies within one test sample ({sample} points) count as equal.")
+        notes.append(
+            f"Pareto: accuracies within one test sample ({counted(sample, 'point')}) count as equal."
+        )
     return table_of("overview", "Accuracy, time and memory", columns, group.methods.values(), notes)
 
 
@@ -275,8 +277,10 @@ def _remarks(group: Group, *, best_epoch: bool) -> Iterator[str]:
         yield "Only cold epochs were run, so times include warm-up. Run more epochs to get warm ones."
     floor = numbers.percent(group.accuracy_floor or 0)
     for result in group.finished:
-        if group.at_chance(result.method):
+        if group.below_floor(result.method):
             yield f"{result.method} is at chance (at most {floor} %): it learned nothing and is on no Pareto front."
+        elif result.guesses:
+            yield f"{result.method} is at chance with every seed: it learned nothing and is on no Pareto front."
     if remark := group.headline_remark():
         yield f"{remark[0].upper()}{remark[1:]}."
     yield from (f"Note: {note}." for note in group.notes)
@@ -323,7 +327,7 @@ def _pair_notes(group: Group, metric: str, method: str, baseline: str, shared: V
     if shared and own.keys() != shared.keys():
         text, of_shared = (_mean_text(metric, values) for values in (own, shared))
         if text != of_shared:
-            pairs_text = f"{len(own)} pair{'s' * (len(own) > 1)} with {method}"
+            pairs_text = f"{counted(len(own), 'pair')} with {method}"
             notes.append(
                 f"Over the {pairs_text}, the {METRICS[metric].label} of {baseline} is {text}, not the mean in its row."
             )
