@@ -359,11 +359,12 @@ def beginnings(cells: pd.DataFrame, runs: Sequence[Run]) -> Beginnings:
     began: dict[str, dict[int, frozenset[str]]] = {
         name: {} for name in chain.from_iterable(BEGINNINGS.values())
     }
-    for cell in cells.to_dict("records"):
+    columns = (cells[name] for name in ("run", "cell_id", "attempt", "seed"))
+    for run, cell_id, attempt, seed in zip(*columns, strict=True):
         for name, by_seed in began.items():
-            if (known := _at_first(runs[int(cell["run"])], cell, name)) is not None:
-                seed = int(cell["seed"])
-                by_seed[seed] = by_seed.get(seed, frozenset()) | {known}
+            known = _at_first(runs[int(run)], str(cell_id), int(attempt), name)
+            if known is not None:
+                by_seed[int(seed)] = by_seed.get(int(seed), frozenset()) | {known}
     return began
 
 
@@ -390,9 +391,9 @@ BEGINNINGS = {
 """What it means where cells that should be alike differ in one of these keys of an attempt in provenance.json."""
 
 
-def _at_first(run: Run, cell: Mapping[Any, Any], name: str) -> str | None:
-    """What the first attempt that knows it said; a resumed one begins in the middle."""
-    attempts = (run.measured_with(str(cell["cell_id"]), n) for n in range(1, int(cell["attempt"]) + 1))
+def _at_first(run: Run, cell_id: str, last: int, name: str) -> str | None:
+    """What the first attempt that knows it said, of attempts up to the last; a resumed one begins in the middle."""
+    attempts = (run.measured_with(cell_id, number) for number in range(1, last + 1))
     return next((str(known) for facts in attempts if (known := facts.get(name))), None)
 
 
@@ -407,8 +408,10 @@ def resumed(
     cells: pd.DataFrame, runs: Sequence[Run]
 ) -> Iterator[tuple[Mapping[Any, Any], list[Mapping[str, Any]]]]:
     """The cells that trained in several attempts, in the order of their ids: each with what these were measured with."""
-    records = [cell for cell in cells.to_dict("records") if len(cell["trained_in"]) > 1]
-    for cell in sorted(records, key=itemgetter("run", "cell_id")):
+    several = cells[[len(attempts) > 1 for attempts in cells["trained_in"]]]
+    if several.empty:
+        return
+    for cell in sorted(several.to_dict("records"), key=itemgetter("run", "cell_id")):
         run, cell_id = runs[int(cell["run"])], str(cell["cell_id"])
         yield cell, [run.measured_with(cell_id, int(attempt)) for attempt in cell["trained_in"]]
 
