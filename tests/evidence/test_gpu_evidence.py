@@ -405,7 +405,10 @@ def with_what_they_need(packages: Iterable[str]) -> set[str]:
 def loaded_by(code: str, folder: Path, *, hidden: Iterable[str] = ()) -> set[str]:
     """The packages that a fresh process has loaded after the code."""
     code = f"{WITHOUT}{code}\nprint(*{{name.partition('.')[0] for name in set(sys.modules) - begun}})"
-    path = os.pathsep.join((str(gpu.ROOT), str(gpu.ROOT / "tests")))
+    tests = gpu.ROOT / "tests"
+    path = os.pathsep.join(
+        map(str, (gpu.ROOT, tests, *(tests / part for part in ("backends", "measure", "training"))))
+    )
     process = subprocess.run(
         [sys.executable, "-c", code, str(folder), *hidden], cwd=gpu.ROOT, env={**os.environ, "PYTHONPATH": path},
         capture_output=True, text=True, check=False,
