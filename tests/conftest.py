@@ -42,7 +42,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip tests of the long campaign in the short one, and GPU tests without a GPU."""
+    """Skip tests of the long campaign in the short one, and GPU tests without a GPU; tests that wait come first."""
+    items.sort(key=lambda item: "waits" not in item.keywords)
     if config.getoption("--campaign") == "short":
         for item in items:
             if "long" in item.keywords:

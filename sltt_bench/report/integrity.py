@@ -388,7 +388,7 @@ BEGINNINGS = {
 
 
 def _at_first(run: Run, cell_id: str, last: int, name: str) -> str | None:
-    """What the first attempt that knows it said; a resumed one begins in the middle."""
+    """What the first attempt that knows it said, of attempts up to the last; a resumed one begins in the middle."""
     attempts = (run.measured_with(cell_id, number) for number in range(1, last + 1))
     return next((str(known) for facts in attempts if (known := facts.get(name))), None)
 

@@ -218,7 +218,11 @@ def read_results(sources: Iterable[Path]) -> Results:
     epochs = _without_contradictions(cells, epochs, runs, damage)
     cells, epochs = _each_execution_once(cells, epochs, runs, damage)
     cells = _with_what_they_measured(cells, epochs, runs, damage)
-    beside = {file: frame for file in _BESIDE if not (frame := tables.frame(file)).empty}
+    beside = {
+        file: frame
+        for file in _BESIDE
+        if any(file in there for there in files.values()) and not (frame := tables.frame(file)).empty
+    }
     return Results(tuple(runs), cells, epochs, damage, beside)
 
 
@@ -450,10 +454,13 @@ def _without_copies(
     cells = _without_altered_copies(cells, epochs, identity, damage)
     copied = cells.duplicated(identity, keep="first")
     kept = cells[~copied]
-    original = kept.set_index(identity)["path"]
-    for path, copies in cells[copied].groupby("path"):
-        first = original.loc[tuple(copies.iloc[0][identity])]
-        damage.append(Skipped(str(path), f"{_COPY}{first} ({counted(len(copies), 'cell')}, counted once)"))
+    if copied.any():
+        original = kept.set_index(identity)["path"]
+        for path, copies in cells[copied].groupby("path"):
+            first = original.loc[tuple(copies.iloc[0][identity])]
+            damage.append(
+                Skipped(str(path), f"{_COPY}{first} ({counted(len(copies), 'cell')}, counted once)")
+            )
     kept = kept.drop(columns=["epoch_rows", "path", "first_started", "first_wall_s"])
     return kept.sort_values(_CELL, kind="stable")
 

@@ -120,6 +120,8 @@ class Tables:
             return frame
         key = ["run", *ROW_KEYS[file]]
         several = frame[frame.duplicated(key, keep=False)]
+        if several.empty:
+            return frame
         kept = several.drop_duplicates([name for name in frame.columns if name != "line"])
         refused = kept.duplicated(key, keep=False)
         paths = {

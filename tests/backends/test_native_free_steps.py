@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 import pytest
@@ -174,9 +175,22 @@ def several_noted(noted: list[int]) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("temporal", [False, True], ids=["one image", "events"])
-@pytest.mark.parametrize("fused", ["always", "never"])
-@pytest.mark.parametrize("model", EACH_SERVED)
+@pytest.mark.parametrize(
+    ("model", "fused", "temporal"),
+    [
+        *product(("cnn", "mlp"), ("always", "never"), (False, True)),
+        ("nf-resnet34", "always", True),
+        ("nf-resnet34", "never", False),
+        *(
+            pytest.param(*case, marks=pytest.mark.long)
+            for case in (
+                ("nf-resnet34", "always", False),
+                ("nf-resnet34", "never", True),
+                *product(("nf-resnet50",), ("always", "never"), (False, True)),
+            )
+        ),
+    ],
+)
 def test_gradients_outputs_and_draws_are_those_of_the_reference(
     model: str, fused: str, temporal: bool
 ) -> None:
@@ -321,8 +335,15 @@ def test_several_processes_recomputation_and_the_gradient_of_the_input_go_step_b
     assert run(subject).provenance.startswith("up to")
 
 
-@pytest.mark.parametrize("model", ["cnn", "nf-resnet34"])
-@pytest.mark.parametrize("temporal", [False, True], ids=["one image", "events"])
+@pytest.mark.parametrize(
+    ("model", "temporal"),
+    [
+        ("cnn", False),
+        ("cnn", True),
+        ("nf-resnet34", False),
+        pytest.param("nf-resnet34", True, marks=pytest.mark.long),
+    ],
+)
 def test_the_peak_of_memory_is_that_of_steps_one_by_one_and_does_not_grow_with_time(
     model: str, temporal: bool
 ) -> None:

@@ -172,6 +172,7 @@ def test_loading_submitit_leaves_the_logging_of_the_process_alone() -> None:
 
 
 @needs_slurm
+@pytest.mark.waits
 @pytest.mark.parametrize("cells", [3, pytest.param(6, marks=pytest.mark.long)])
 def test_a_submission_is_cancelled_killed_out_of_time_and_completed(
     cells: int, jobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -67,6 +67,7 @@ def test_time_in_which_it_waits_or_is_stopped_counts_for_no_limit(module: str) -
     assert ask(module, {"sleep_s": 1.5}, 1)[1] == b""
 
 
+@pytest.mark.waits
 def test_a_process_that_hangs_outlives_who_asked_it_by_its_limit_at_most(module: str) -> None:
     program = f"""
 from sltt_bench.data.beside import ask

@@ -63,10 +63,10 @@ def check(seed: int) -> Counter[str]:
     return Counter({f"backend {cell.backend}": 1, f"method {cell.method}": 1, "equal": estimated == measured})
 
 
-@pytest.mark.parametrize("first", range(0, 12, 4))
-def test_an_estimate_is_what_an_iteration_takes(first: int) -> None:
-    for seed in range(first, first + 4):
-        check(seed)
+@pytest.mark.parametrize("seed", [1, 3, 4, 5, 6, 7, 9, 10, 11])
+def test_an_estimate_is_what_an_iteration_takes(seed: int) -> None:
+    """Cells drawn at random, but for the largest networks, which take ten times as long and are no other case."""
+    check(seed)
 
 
 @pytest.mark.long

@@ -694,6 +694,13 @@ def test_a_t_of_one_may_fit_alone_where_memory_does_not_grow_afterwards(smoke_ce
     assert largest_timesteps(cell, "cuda", two - 1) == 1
 
 
+@pytest.fixture
+def few_timesteps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Searches end early: a trace of so many more time steps takes as many times as long."""
+    monkeypatch.setattr("sltt_bench.estimate.search.LONGEST", 12)
+
+
+@pytest.mark.usefixtures("few_timesteps")
 @pytest.mark.parametrize("method", ["tbptt-w3", "bptt-ckpt3", "sltt-a3"])
 def test_the_search_begins_at_the_smallest_t_that_the_method_has(smoke_cell: MakeCell, method: str) -> None:
     cell = smoke_cell(method, timesteps=4)
@@ -702,6 +709,7 @@ def test_the_search_begins_at_the_smallest_t_that_the_method_has(smoke_cell: Mak
     assert largest_timesteps(cell, "cuda", 2**40) is None
 
 
+@pytest.mark.usefixtures("few_timesteps")
 @pytest.mark.parametrize("method", ["tbptt-w4", "bptt-ckpt4"])
 def test_three_t_on_a_line_prove_no_limit_where_memory_grows_later(smoke_cell: MakeCell, method: str) -> None:
     """Both are flat within a window or segment, and need more for the next one."""

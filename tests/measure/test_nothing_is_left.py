@@ -208,9 +208,9 @@ def resident_set() -> int:
     ("backend", "method", "recompute"),
     [
         ("reference", "sltt", False),
-        ("native", "sltt", False),
         *thinned(
             [
+                ("native", "sltt", False),
                 ("reference", "bptt", False),
                 ("reference", "ottt", False),
                 ("native", "bptt", False),
@@ -218,8 +218,8 @@ def resident_set() -> int:
                 ("native", "bptt", True),
                 ("spikingjelly", "sltt", False),
             ],
-            keep=6,
-            first=4,
+            keep=7,
+            first=5,
         ),
     ],
 )

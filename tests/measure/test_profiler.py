@@ -397,6 +397,7 @@ print(profiler.absent.get("train_s"), profiler.absent.get("eval_s"), sep="\\n")
 """
 
 
+@pytest.mark.waits
 def test_a_time_in_which_the_process_was_stopped_is_no_measurement_and_one_in_which_it_waited_is() -> None:
     done = subprocess.run([sys.executable, "-c", STOPPED], capture_output=True, text=True, check=True)
     whole, in_training, in_evaluation, waiting, *reasons = done.stdout.splitlines()

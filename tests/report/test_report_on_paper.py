@@ -84,7 +84,7 @@ def test_a_page_that_is_dark_on_a_screen_is_printed_in_the_inks_of_a_light_one(
     assert seen == {"--ink": "#000", "--c0072b2": "", "--good-wash": "#e4f3ec"}
 
 
-COPIES, STEP = 32, 33
+COPIES, STEP = 16, 66
 """The page begins at so many heights of a sheet, in pixels apart: each break falls everywhere."""
 
 

@@ -87,7 +87,8 @@ def missing(folder: Path) -> dict[str, MissingFigure]:
 def drawn(figure: Figure, width: Width = "double") -> Drawing:
     with style.applied():
         drawing = figure.draw(width)
-        FigureCanvasAgg(drawing).draw()
+        FigureCanvasAgg(drawing)
+        drawing.draw_without_rendering()
     return drawing
 
 

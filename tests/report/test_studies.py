@@ -527,7 +527,18 @@ def test_each_study_of_a_report_has_its_page(tmp_path: Path) -> None:
 # Run ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NAMES)
+LARGEST = ("adaptive", "modality", "size", "time-gradient")
+"""Studies of many cells or large networks. The others run every kind of cell and more than one recipe too, and
+`test_every_run_of_a_study_trains` has the methods and settings of these."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.long] * (name.removeprefix("studies/") in LARGEST))
+        for name in NAMES
+    ],
+)
 def test_the_smoke_form_runs_as_planned_and_its_question_is_printed(name: str, tmp_path: Path) -> None:
     arguments = ["run", name, "--smoke", "--no-estimate", "--device", "cpu", "--out", str(tmp_path)]
     result = CliRunner().invoke(app, arguments)

@@ -116,10 +116,10 @@ def check(seed: int, folder: Path) -> Counter[str]:
     return Counter([f"backend {cell.backend}", f"method {cell.method}", f"network {network}"])
 
 
-@pytest.mark.parametrize("first", range(0, 4, 2))
-def test_a_resumed_cell_ends_as_one_that_was_not_interrupted(first: int, tmp_path: Path) -> None:
-    for seed in range(first, first + 2):
-        check(seed, tmp_path)
+@pytest.mark.parametrize("seed", [2, 3, 5])
+def test_a_resumed_cell_ends_as_one_that_was_not_interrupted(seed: int, tmp_path: Path) -> None:
+    """Cells drawn at random, but for the largest networks, which take ten times as long and are no other case."""
+    check(seed, tmp_path)
 
 
 @pytest.mark.long

@@ -151,7 +151,7 @@ def test_freshly_started_processes_do_the_same(tmp_path: Path) -> None:
     [
         ("on-rank-1-killed", "killed", "rank 1 of 2: the process was ended by SIGKILL"),
         ("on-rank-1-out-of-memory", "oom", "rank 1 of 2: "),
-        ("on-rank-1-hangs", "timeout", "--timeout"),
+        pytest.param("on-rank-1-hangs", "timeout", "--timeout", marks=pytest.mark.waits),
     ],
 )
 def test_one_process_ends_the_cell_with_its_reason_and_none_is_left(

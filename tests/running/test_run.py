@@ -197,6 +197,7 @@ def test_every_ending_of_a_cell_is_a_row_and_the_others_finish(
     assert "ZeroDivisionError: planted fault" in log.read_text()
 
 
+@pytest.mark.waits
 def test_a_cell_that_hangs_is_ended_by_the_wall_clock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

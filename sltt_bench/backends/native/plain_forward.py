@@ -15,7 +15,7 @@ import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from dis import get_instructions
-from functools import cache
+from functools import cache, lru_cache
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any, NamedTuple, NoReturn
 
@@ -334,26 +334,30 @@ def _is_number(value: Any) -> bool:
 @cache
 def _definition(code: CodeType) -> ast.FunctionDef | ast.Lambda | None:
     """Returns a function's source if its file has not changed since; a lambda's if alone in its line."""
-    lines = linecache.getlines(code.co_filename)
     try:
-        source = ast.parse("".join(lines))
+        codes, functions = _read("".join(linecache.getlines(code.co_filename)), code.co_filename)
     except (SyntaxError, ValueError):
         return None
-    if code not in _codes_within(compile(source, code.co_filename, "exec", dont_inherit=True)):
-        return None
-    of_this_name = [
-        node
-        for node in ast.walk(source)
-        if (
-            isinstance(node, ast.FunctionDef)
-            and node.name == code.co_name
-            and _line(node) == code.co_firstlineno
-        )
-        or (
-            isinstance(node, ast.Lambda) and code.co_name == "<lambda>" and node.lineno == code.co_firstlineno
-        )
-    ]
-    return of_this_name[0] if len(of_this_name) == 1 else None
+    of_this_name = functions.get((code.co_name, code.co_firstlineno), ())
+    return of_this_name[0] if code in codes and len(of_this_name) == 1 else None
+
+
+@lru_cache(maxsize=4)
+def _read(
+    text: str, file: str
+) -> tuple[set[CodeType], dict[tuple[str, int], list[ast.FunctionDef | ast.Lambda]]]:
+    """Returns the codes of a file's functions, and their sources by name and first line.
+
+    Networks have many classes in one file, which takes a tenth of a second to read. Raises SyntaxError, ValueError.
+    """
+    source = ast.parse(text)
+    functions: dict[tuple[str, int], list[ast.FunctionDef | ast.Lambda]] = {}
+    for node in ast.walk(source):
+        if isinstance(node, ast.FunctionDef):
+            functions.setdefault((node.name, _line(node)), []).append(node)
+        elif isinstance(node, ast.Lambda):
+            functions.setdefault(("<lambda>", node.lineno), []).append(node)
+    return set(_codes_within(compile(source, file, "exec", dont_inherit=True))), functions
 
 
 def _line(function: ast.FunctionDef) -> int:
