@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
+from sltt_bench.common.extras import load_extra
 from sltt_bench.data.download import fetch_and_unpack
-from sltt_bench.data.errors import absent, damaged, reading
+from sltt_bench.data.errors import DataError, absent, damaged, reading
 from sltt_bench.data.images import class_folders
 from sltt_bench.data.source import (
     Count,
@@ -144,23 +145,14 @@ def mel_spectrogram(bands: int, timesteps: int, window: int) -> "Callable[[Tenso
     """Sound [16000] → [T, bands]: the logarithm of mel energies in T windows, one every ⌊16000/T⌋ samples.
 
     A window is `window` samples long whatever T is: of few steps each hears a part of its time (at T = 10 and 400 samples
-    a quarter), so that networks of different T hear different sounds.
+    a quarter), so that networks of different T hear different sounds. The bands are triangles on HTK's mel scale, as torchaudio has them. Raises DataError without librosa.
     """
+    filters = load_extra("librosa.filters", "speech", "a mel spectrogram", DataError)
     import torch
 
-    triangles = torch.from_numpy(mel_triangles(bands))
+    triangles = torch.from_numpy(filters.mel(sr=RATE, n_fft=FFT, n_mels=bands, htk=True, norm=None))
     # Sent to workers, so a partial of a function of a module.
     return partial(_log_energies, triangles, torch.hann_window(window), timesteps)
-
-
-def mel_triangles(bands: int) -> np.ndarray:
-    """[bands, frequencies]: triangles on HTK's mel scale, m = 2595 log₁₀(1 + f / 700 Hz), as torchaudio has them."""
-    mel = np.linspace(0, 2595 * np.log10(1 + RATE / 2 / 700), bands + 2)
-    corners = 700 * (10 ** (mel / 2595) - 1)[:, None]
-    low, middle, high = corners[:-2], corners[1:-1], corners[2:]
-    frequencies = np.linspace(0, RATE / 2, FFT // 2 + 1)
-    sides = np.minimum((frequencies - low) / (middle - low), (high - frequencies) / (high - middle))
-    return np.maximum(sides, 0).astype(np.float32)
 
 
 def _log_energies(triangles: "Tensor", window: "Tensor", timesteps: int, sound: "Tensor") -> "Tensor":

@@ -19,6 +19,7 @@ from sltt_bench.data.speech_commands import mel_spectrogram, read_sound
 from sltt_bench.data.spiking_speech import bin_spikes
 
 h5py = pytest.importorskip("h5py")
+pytest.importorskip("librosa")
 T = 10
 
 
