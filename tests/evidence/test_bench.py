@@ -447,6 +447,7 @@ def test_what_was_measured_before_a_kill_is_read_and_what_was_not_is_named(tmp_p
 def current_device(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A machine with two GPUs; of which of them torch takes its streams, at the end of the list."""
     current = [0]
+    torch.backends.cudnn.version()  # it remembers, and would ask the GPUs
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: current.append(torch.device(device).index))
@@ -470,7 +471,7 @@ def test_rows_are_measured_with_the_gpu_that_was_asked_for_as_the_current_one(
     assert measured == [("cuda:1", 1), ("cuda:0", 0)]
     refused = bench("--device", "cuda:2", "--rows", ROWS[0].name, "--out", tmp_path)
     assert refused.exit_code == 2
-    assert "there are only 2 GPUs" in " ".join(refused.output.replace("│", " ").split())
+    assert "sees 2 GPUs here" in " ".join(refused.output.replace("│", " ").split())
 
 
 def test_a_capture_that_breaks_off_ends_its_row_and_no_other_is_begun_on_that_device(
