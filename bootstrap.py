@@ -79,9 +79,9 @@ def run_tests(arguments: list[str], cpu: bool) -> None:
     step([python, "-m", "ruff", "format", "--check", "."])
     say("import directions")
     step([str(Path(python).with_name("lint-imports"))])
-    say("mypy, and beside it pytest, two processes with one thread each")
+    say("mypy, and beside it pytest, three processes with one thread each, which wait a third of their time")
     single = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    chosen = arguments or ["-n", "2", "--dist", "worksteal", "-q"]
+    chosen = arguments or ["-n", "3", "--dist", "worksteal", "-q"]
     with ThreadPoolExecutor() as side:
         types = side.submit(
             subprocess.run, [python, "-m", "mypy"], capture_output=True, text=True, check=False

@@ -165,7 +165,7 @@ def test_time_in_which_the_command_stands_still_counts_for_no_limit(
             now += 100 if stands_still else timeout
             raise queue.Empty
 
-    monkeypatch.setattr(lanes, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(lanes, "time", SimpleNamespace(monotonic=lambda: now, sleep=time.sleep))
     monkeypatch.setattr(lanes, "queue", SimpleNamespace(SimpleQueue=Waits, Empty=queue.Empty))
     attempt = Attempt(smoke_cell(), Outcome("error"))
     with Lanes(timeout_s=1.0) as places:
