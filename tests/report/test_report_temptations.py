@@ -534,6 +534,14 @@ def an_epoch_half_of_which_was_waiting(top: Path) -> None:
     measure(into, methods=["sltt"], data_wait_s=[1.0, 0.95, 0.97])
 
 
+@temptation("sltt spent up to 50% of an epoch waiting for data", words=["inconclusive"])
+def one_cell_of_three_that_waited(top: Path) -> None:
+    into = run(top / "a", TIME)
+    measure(into, methods=["bptt"], data_wait_s=0.0)
+    measure(into, seeds=(0, 2), methods=["sltt"], data_wait_s=0.0)
+    measure(into, seeds=(1,), methods=["sltt"], data_wait_s=[1.0, 0.95, 0.98])
+
+
 @temptation("spent up to 6% of an epoch waiting for data", words=["inconclusive"])
 def an_epoch_a_little_of_which_was_waiting(top: Path) -> None:
     into = run(top / "a", TIME)
