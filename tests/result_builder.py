@@ -43,6 +43,7 @@ class HandmadeRun:
     device_name: str = "Example CPU, 2 threads"
     torch: str = "2.6.0"
     git_revision: str = ""
+    precision: str = "fp32"
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Further entries of provenance.json."""
     number: int = 0
@@ -96,7 +97,7 @@ class HandmadeRun:
             "k": backward_steps(method) if method.startswith("sltt-k") else "",
             "timesteps": recorded["timesteps"],
             "batch_size": recorded["train"]["batch_size"],
-            "precision": "fp32",
+            "precision": self.precision,
             "device": self.device,
             "seed": seed,
         }
@@ -169,7 +170,7 @@ class HandmadeRun:
         row = {
             "schema_version": 1, "cell_id": cell_id, "attempt": 1, "recipe": recorded["name"], "method": method,
             "recipe_hash": "of the estimate", "backend": backend, "timesteps": recorded["timesteps"],
-            "batch_size": recorded["train"]["batch_size"], "precision": "fp32", "device": self.device, "seed": 0,
+            "batch_size": recorded["train"]["batch_size"], "precision": self.precision, "device": self.device, "seed": 0,
             "run_cell_id": "of the run", "peak_tensor_bytes": int(peak_mib * MIB),
             "activation_bytes": int(peak_mib * MIB), **{f"{cause}_bytes": 0 for cause in causes},
             **{f"{part}_multiplications": count for part, count in zip(parts, work, strict=True)},

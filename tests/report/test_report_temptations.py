@@ -677,6 +677,7 @@ def flags(**values: Any) -> dict[str, Any]:
 
 
 differs("hardware", {}, {"device_name": "Other CPU"}, "another_cpu")
+differs("precision", {"precision": "bf16"}, {}, "another_precision")
 differs("torch or CUDA version", {}, {"torch": "9.9"}, "another_torch")
 differs(
     "torch or CUDA version",
