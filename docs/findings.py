@@ -171,7 +171,7 @@ def _lines(section: Section, numbers: pd.DataFrame) -> Iterator[str]:
     yield f"![{question}](figures/{_file(section)})\n"
     yield f"{figure.caption}\n"
     here = f"{section.title}, reference"
-    verdicts = answer.replace(f" ({here})", "").replace(f" ({here}, ", " (").removesuffix(".")
+    verdicts = answer.replace(f" ({here})", "").removesuffix(".")
     yield from (f"- {sentence}" for sentence in verdicts.split("; ") if sentence)
     yield ""
     for (heading, measure), rows in numbers.groupby(["panel", "measure"], sort=False):

@@ -194,17 +194,14 @@ class Verdict:
 
     @property
     def short(self) -> str:
-        """Where and what in a few words: "0.27× exact (digits, reference)"; other settings than the recipe's are named."""
-        where = [
-            self.recipe,
-            *(word.removeprefix("backend ") for word in self.conditions if "backend " in word),
-            *(word for word in self.conditions if word.startswith(("tuned", "at learning rate"))),
-            *self.apart,
-        ]
+        """What and where in a few words: "0.27×, exact (digits, reference)"; other settings than the recipe's are named
+        behind the parentheses, since they may hold some themselves."""
+        backends = (word.removeprefix("backend ") for word in self.conditions if "backend " in word)
+        settings = (word for word in self.conditions if word.startswith(("tuned", "at learning rate")))
         basis = "estimated" if self.estimated else "exact" if self.exact else f"n = {self.n}"
         value = f"{self.measured}, {basis}" if self.measured else self.reason
         value += f"; {self.beside}" if self.beside else ""
-        return f"{value} ({', '.join(where)})"
+        return ", ".join([f"{value} ({', '.join([self.recipe, *backends])})", *settings, *self.apart])
 
 
 _OWN_SOURCES = ("this project", "derived")

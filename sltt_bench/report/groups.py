@@ -39,6 +39,11 @@ class NotComparable:
 
 def in_words(group: "Group", siblings: Sequence["Group"]) -> str:
     """What tells the group from some others (itself may be among them), or ''."""
+    return ", ".join(words_apart(group, siblings))
+
+
+def words_apart(group: "Group", siblings: Sequence["Group"]) -> list[str]:
+    """The words of `in_words`, one by one."""
     conditions, own = set(group.key.conditions()), words_beside(group, siblings)
     others = [words_beside(sibling, [group, *siblings]) for sibling in siblings]
     words = [word for word in own if word not in conditions or any(word not in other for other in others)]
@@ -47,7 +52,7 @@ def in_words(group: "Group", siblings: Sequence["Group"]) -> str:
     alike = [sibling.key for sibling, other in zip(siblings, others, strict=True) if other == own]
     if group.key in alike:
         words += told_apart(group.key, alike)
-    return ", ".join(words)
+    return words
 
 
 def words_beside(group: "Group", siblings: Iterable["Group"]) -> list[str]:

@@ -118,9 +118,9 @@ def listed(words: Sequence[str]) -> str:
     return ", ".join(words[:-1]) + " and " + words[-1] if len(words) > 1 else words[0]
 
 
-def first_of(words: Sequence[str], most: int = 12) -> str:
+def first_of(words: Sequence[str], most: int = 12, between: str = ", ") -> str:
     """ "a, b, c": of more than `most` the first, and how many more."""
-    return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
+    return between.join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
 
 
 def seeds(counts: Collection[int]) -> str:

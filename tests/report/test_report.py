@@ -487,6 +487,60 @@ def test_in_a_narrow_terminal_a_unit_stands_with_its_figure_and_not_with_the_cou
         assert line in lines
 
 
+def make_sweep(folder: Path) -> Path:
+    """bptt and sltt at T = 2, 3 and 4, each at the recipe's time constant and at 2.0."""
+    run = HandmadeRun(folder / "run", recipe=RECIPE)
+    for timesteps in (2, 3, 4):
+        for tau in ({}, {"neuron.tau": 2.0}):
+            fields = {key.replace(".", "__"): value for key, value in tau.items()}
+            recipe = varied(RECIPE, timesteps=timesteps, **fields)
+            for method in ("bptt", "sltt"):
+                run.cell(
+                    method, recipe=recipe, overrides={"timesteps": timesteps, **tau}, peak_tensor_bytes=MIB
+                )
+    return folder
+
+
+OTHERS_OF_THE_SWEEP = (
+    "T = 3, neuron.tau = 1.1; T = 4, neuron.tau = 1.1; T = 2, neuron.tau = 2.0; T = 3, neuron.tau = 2.0; "
+    "T = 4, neuron.tau = 2.0."
+)
+
+
+def test_the_answer_of_a_sweep_names_its_group_and_the_others(tmp_path: Path) -> None:
+    console = Console(record=True, width=300)
+    report(
+        make_sweep(tmp_path / "results"), tmp_path / "out", "terminal", "markdown", "html", console=console
+    )
+    title = "T = 2, batch 64, at the recipe's learning rate, neuron.tau = 1.1"
+    note = f"The report also has 5 other groups of digits (in a terminal: --full): {OTHERS_OF_THE_SWEEP}"
+    page = html_text.unescape((tmp_path / "out" / "report.html").read_text())
+    for text in (console.export_text(), (tmp_path / "out" / "report.md").read_text().replace("\\", ""), page):
+        assert title in text
+        assert note in text
+
+
+def test_the_answer_of_a_single_group_names_what_was_set_and_no_others(tmp_path: Path) -> None:
+    run = HandmadeRun(tmp_path / "results" / "run")
+    for method in ("bptt", "sltt"):
+        recipe = varied(RECIPE, neuron__tau=2.0)
+        run.cell(method, recipe=recipe, overrides={"neuron.tau": 2.0}, peak_tensor_bytes=MIB)
+    console = Console(record=True, width=300)
+    report(tmp_path / "results", tmp_path / "out", "terminal", console=console)
+    text = console.export_text()
+    assert "at the recipe's learning rate, neuron.tau = 2.0" in text
+    assert "other group" not in text
+
+
+def test_the_closing_tables_of_a_sweep_name_what_they_leave_folded(tmp_path: Path) -> None:
+    console = Console(record=True, width=300)
+    print_run([make_sweep(tmp_path) / "run"], console=console)
+    text = console.export_text()
+    assert "T = 2, neuron.tau = 1.1" in text
+    assert f"Not shown here: 5 sections: {OTHERS_OF_THE_SWEEP}" in text
+    assert "sltt-bench report --full" in text
+
+
 def test_the_closing_table_of_a_run_shows_accuracy_time_and_memory_with_ratios(tmp_path: Path) -> None:
     folder = make_results(tmp_path)
     console = Console(record=True, width=160)

@@ -498,8 +498,9 @@ def test_a_verdict_in_few_words_tells_tuned_from_untuned() -> None:
         return Verdict("digits", {}, "held", "", "+1.00 points", n=3, conditions=where).short
 
     assert short("at the recipe's learning rate") == "+1.00 points, n = 3 (digits, reference)"
-    assert short("at learning rate 0.5") == "+1.00 points, n = 3 (digits, reference, at learning rate 0.5)"
-    assert short("tuned, 6 trials each") == "+1.00 points, n = 3 (digits, reference, tuned, 6 trials each)"
+    assert short("at learning rate 0.5") == "+1.00 points, n = 3 (digits, reference), at learning rate 0.5"
+    tuned = "tuned, 6 trials each (15 epochs)"
+    assert short(tuned) == f"+1.00 points, n = 3 (digits, reference), {tuned}"
 
 
 # The page ---------------------------------------------------------------------------------------

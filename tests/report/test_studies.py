@@ -251,7 +251,7 @@ def test_a_study_is_a_question_a_figure_and_a_sentence_with_its_verdict(tmp_path
     (section,), frame = studied(tmp_path)
     question, answer, limits = section.lead
     assert question == "Does τ matter?"
-    assert answer.startswith("at τ = 5 SLTT is within 2 points: not held (−10.00 points")
+    assert answer.startswith("at τ = 5 SLTT is within 2 points: not held, −10.00 points")
     assert "n = 3" in answer
     assert limits == "Limits: made by hand"
     (figure,) = (block for block in section.blocks if isinstance(block, Figure))

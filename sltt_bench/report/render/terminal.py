@@ -13,10 +13,13 @@ from rich.table import Table as RichTable
 
 from sltt_bench.common.format import counted
 from sltt_bench.report.document import ClaimCard, Report, Section, Table, TableCell, Tone
+from sltt_bench.report.numbers import first_of
 
 _MOST_SKIPPED = 20
 _MOST_TABLES = 8
 """Above so many, those that a reader in a hurry may leave folded are not printed."""
+_MOST_FOLDED = 5
+"""Folded sections whose titles stand below the others."""
 _RECORD_INDENT = 2
 Justify = Literal["left", "right"]
 
@@ -84,12 +87,21 @@ def print_sections(sections: Sequence[Section], console: Console, *, everything:
     short = everything or tables <= _MOST_TABLES
     for section in sections:
         _print_section(section, console, everything=short)
-    if not short:
-        console.print("[dim]More tables, and every plot: sltt-bench report.[/dim]", highlight=False)
+    if short:
+        return
+    if folded := [section.title for section in sections if section.folded and _tables(section)]:
+        named = first_of(folded, _MOST_FOLDED, between="; ")
+        words = f"Not shown here: {counted(len(folded), 'section')}: {named}."
+        console.print(f"[dim]{escape(words)}[/dim]", highlight=False)
+    console.print("[dim]Every table: sltt-bench report --full; every plot: its files.[/dim]", highlight=False)
+
+
+def _tables(section: Section) -> list[Table]:
+    return [block for block in section.blocks if isinstance(block, Table)]
 
 
 def _print_section(section: Section, console: Console, *, everything: bool) -> None:
-    tables = [block for block in section.blocks if isinstance(block, Table)]
+    tables = _tables(section)
     if not everything:  # of a section whose figure answers, the figure in numbers
         tables = [table for table in tables if not table.secondary] or tables[:1]
     if section.blocks and (not tables or (section.folded and not everything)):

@@ -315,7 +315,7 @@ def _answer(verdicts: Sequence[Verdict]) -> str:
     cards = claim_cards(verdicts)
     if not cards:
         return "No verdict: nothing that its claims are about was measured."
-    return "; ".join(f"{card.says}: {card.word} ({card.answer})" for card in cards) + "."
+    return "; ".join(f"{card.says}: {card.word}, {card.answer}" for card in cards) + "."
 
 
 def _basis(panels: Sequence[Drawn], groups: Sequence[Group], cells: pd.DataFrame) -> str:

@@ -8,8 +8,9 @@ from sltt_bench.common.format import counted
 from sltt_bench.planning.studies import FOLDER as STUDIES
 from sltt_bench.report.claims import judge
 from sltt_bench.report.document import Context, Contribution, Figure, Section, Table
-from sltt_bench.report.groups import Group, in_words
+from sltt_bench.report.groups import Group, in_words, words_apart
 from sltt_bench.report.keys import differing_fields
+from sltt_bench.report.numbers import first_of
 from sltt_bench.report.sections.runs.figures import (
     group_figures,
     in_a_sweep,
@@ -64,9 +65,30 @@ def _key_table(groups: Sequence[Group], baseline: str) -> Table | None:
     for group in sorted(groups, key=lambda group: any(group.at_chance(r.method) for r in group.finished)):
         others = [name for name in group.methods if name != baseline]
         if any(isinstance(group.ratio("epoch_s", name, baseline), PairedEstimate) for name in others):
-            title = f"{group.key.recipe}: {', '.join(group.key.conditions())}"
-            return replace(overview(group, baseline, brief=True), name="answer", title=title)
+            table = overview(group, baseline, brief=True)
+            siblings = [other for other in groups if other.key.recipe == group.key.recipe]
+            words = dict.fromkeys([*group.key.conditions(), *words_apart(group, siblings)])
+            return replace(
+                table,
+                name="answer",
+                title=f"{group.key.recipe}: {', '.join(words)}",
+                notes=(*_other_groups(group, siblings), *table.notes),
+            )
     return None
+
+
+def _other_groups(group: Group, siblings: Sequence[Group]) -> list[str]:
+    """That the recipe has more groups than this one: how many, what they are, and where to see them."""
+    others = [in_words(other, siblings) for other in siblings if other is not group]
+    if not others:
+        return []
+    count = counted(len(others), "other group")
+    named = first_of(others, _OTHERS_NAMED, between="; ")
+    return [f"The report also has {count} of {group.key.recipe} (in a terminal: --full): {named}."]
+
+
+_OTHERS_NAMED = 5
+"""Groups of a recipe that the first table's note tells by what they differ in."""
 
 
 def _key_figure(groups: Sequence[Group]) -> Figure | None:
