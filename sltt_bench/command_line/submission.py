@@ -16,7 +16,7 @@ from sltt_bench.common.format import counted
 from sltt_bench.methods import UnknownMethod
 from sltt_bench.planning.plan import cell_from_dict
 from sltt_bench.planning.recipe import RecipeError, load_recipe, recipe_from_dict, recipe_names
-from sltt_bench.planning.recipe_fields import NOT_DECISIVE, NOT_DECISIVE_OF_TRAIN, Recipe
+from sltt_bench.planning.recipe_fields import NOT_DECISIVE, NOT_DECISIVE_OF_TRAIN, Recipe, section_of
 from sltt_bench.report.consistency import MeasuredCell, contradictions
 from sltt_bench.report.grouping import UNSOUND, make_groups
 from sltt_bench.report.groups import Group, MethodResult
@@ -262,7 +262,7 @@ def _differences(a: Recipe, b: Recipe) -> Iterator[str]:
     """Yields the dotted keys in which two recipes differ, if they affect results."""
     left, right = _flat(a.model_dump(mode="json")), _flat(b.model_dump(mode="json"))
     for key in sorted((left.keys() | right.keys()).difference(NOT_DECISIVE_OF_TRAIN)):
-        if key.partition(".")[0] not in ("name", *NOT_DECISIVE) and left.get(key) != right.get(key):
+        if section_of(key) not in ("name", *NOT_DECISIVE) and left.get(key) != right.get(key):
             yield key
 
 

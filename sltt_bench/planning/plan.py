@@ -22,7 +22,7 @@ from sltt_bench.planning.recipe import (
     recipe_from_dict,
     smoke_left_out,
 )
-from sltt_bench.planning.recipe_fields import NOT_DECISIVE, NOT_DECISIVE_OF_TRAIN, Recipe
+from sltt_bench.planning.recipe_fields import NOT_DECISIVE, NOT_DECISIVE_OF_TRAIN, Recipe, section_of
 from sltt_bench.planning.recipe_origins import origin_of
 from sltt_bench.planning.studies import TASK, Grid, numbered_points, places_of
 from sltt_bench.results.schema import Kind
@@ -310,7 +310,7 @@ def _check_axes(request: Request) -> None:
     """Raises RecipeError for an axis of the grid at whose points the same would be run: one alone would count."""
     lines = {}
     for key, first in request.grid[0].items():
-        decides = key not in NOT_DECISIVE_OF_TRAIN and key.partition(".")[0] not in _ONE_VALUE
+        decides = key not in NOT_DECISIVE_OF_TRAIN and section_of(key) not in _ONE_VALUE
         if decides or all(point[key] == first for point in request.grid):
             continue
         fault = "takes one value for a command: cells that differ in nothing else are one experiment"
@@ -334,7 +334,7 @@ def _check_is_for_overrides(main: Recipe, request: Request) -> None:
     lines = {
         f"{request.option_of(key)}: {faults[section]}": faults[section]
         for key in request.grid[0]
-        if (section := key.partition(".")[0]) in faults
+        if (section := section_of(key)) in faults
     }
     if lines:
         raise RecipeError("--set", list(lines.values()), list(lines))

@@ -18,7 +18,13 @@ from sltt_bench.common.plugins import PluginFailed
 from sltt_bench.common.strict import held_by_another
 from sltt_bench.common.yaml_text import YAMLFault, parse_yaml, read_yaml
 from sltt_bench.data.source import DataSource
-from sltt_bench.planning.recipe_fields import MAX_GRID_POINTS, NOT_DECISIVE, OF_ONE_EXPERIMENT, Recipe
+from sltt_bench.planning.recipe_fields import (
+    MAX_GRID_POINTS,
+    NOT_DECISIVE,
+    OF_ONE_EXPERIMENT,
+    Recipe,
+    section_of,
+)
 from sltt_bench.planning.recipe_origins import (
     Fault,
     Layer,
@@ -459,7 +465,7 @@ def _validated(
     else:
         faults += further(recipe)
     faulty = {fault.key for fault in faults}
-    told = [fault for fault in faults if fault.key.partition(".")[0] not in faulty - {fault.key}]
+    told = [fault for fault in faults if section_of(fault.key) not in faulty - {fault.key}]
     return None if faults else recipe, list(dict.fromkeys(told))
 
 
@@ -513,7 +519,7 @@ def _when_faults(
         except RecipeError:  # the plan, which cannot do without that recipe, names its faults
             return
     for key in [key for key in when if key != TASK]:
-        section = key.partition(".")[0]
+        section = section_of(key)
         own = getattr(getattr(recipe, section, None), "name", None)
         named = when.get(f"{section}.name", kinds.get(section, own))
         if section not in _NAMED or named == own:
@@ -581,7 +587,7 @@ def _panel_faults(recipe: Recipe) -> Iterator[Fault]:
     for number, panel in enumerate(recipe.study.figure):
         for part, keys in (("x", [panel.x]), ("lines", panel.lines), ("where", list(panel.where))):
             for key in keys:
-                if key in PANEL_WORDS or (other_tasks and key.partition(".")[0] in _NAMED):
+                if key in PANEL_WORDS or (other_tasks and section_of(key) in _NAMED):
                     continue
                 if (fault := _field_fault(recipe, key)) is not None:
                     yield Fault(f"study.figure.{number}.{part}", f"{shortened_text(key, 80)}: {fault}")
@@ -597,7 +603,7 @@ def _fields(place: Any) -> list[str]:
 
 def _smoke_faults(recipe: Recipe) -> Iterator[Fault]:
     for key in recipe.smoke:
-        if key.partition(".")[0] == "smoke":
+        if section_of(key) == "smoke":
             yield Fault(f"smoke.{key}", "sets what --smoke has applied already; leave it out")
     for section, field in held_by_another(recipe.smoke):
         yield Fault("smoke", f"{section} replaces all of what {field} sets a part of; write one of the two")

@@ -29,6 +29,11 @@ MAX_GRID_POINTS = 2_000
 """A larger grid is taken for a slip of the keyboard."""
 
 
+def section_of(key: str) -> str:
+    """The section of a recipe that a dotted field is in, or is."""
+    return key.partition(".")[0]
+
+
 def _one_path_component(name: str) -> str:
     """A recipe's name is also that of its folder of results; a study's is in a folder of studies."""
     own = name.removeprefix(f"{STUDIES}/")
@@ -189,7 +194,7 @@ class TuningRecipe(Strict):
         for name, values in self.grid.items():
             if len(values) < 2 or len(set(values)) < len(values):  # 1 and 1.0 are one setting
                 raise ValueError(f"grid: {name} needs two values or more, each once")
-            if name.partition(".")[0] not in _SEARCHABLE or name in _NOT_SEARCHABLE:
+            if section_of(name) not in _SEARCHABLE or name in _NOT_SEARCHABLE:
                 raise ValueError(
                     f"grid: {name} cannot be searched; it must be a field of {', '.join(_SEARCHABLE)}, "
                     f"but for {', '.join(_NOT_SEARCHABLE)}"

@@ -12,7 +12,7 @@ from sltt_bench import methods
 from sltt_bench.backends.shipped import SERVES
 from sltt_bench.models import MODELS
 from sltt_bench.planning.plan import TUNED, Cell, Plan, Refusal, servable
-from sltt_bench.planning.recipe_fields import Recipe
+from sltt_bench.planning.recipe_fields import Recipe, section_of
 from sltt_bench.running.runner import computed
 
 LIMIT_S = 60.0
@@ -82,11 +82,7 @@ def _may_lack_neurons(cell: Cell) -> bool:
     Not where the network normalises by their threshold.
     """
     is_foreign = cell.recipe.model.name not in MODELS and "sequence" not in cell.recipe.model.needs
-    return is_foreign and any(_section(key) == "neuron" for key in cell.overrides)
-
-
-def _section(key: str) -> str:
-    return key.partition(".")[0]
+    return is_foreign and any(section_of(key) == "neuron" for key in cell.overrides)
 
 
 def _unread(cells: Sequence[Cell], answers: Mapping[tuple[str, ...], Mapping[str, Any]]) -> Iterator[str]:
@@ -101,14 +97,14 @@ def _unread(cells: Sequence[Cell], answers: Mapping[tuple[str, ...], Mapping[str
 
 def _why_unread(key: str, cell: Cell, answer: Mapping[str, Any]) -> str | None:
     """Why a cell does not read an override, or None."""
-    if _section(key) == "neuron":
+    if section_of(key) == "neuron":
         lacks_neurons = answer.get("neurons") == 0
         return (
             f"network {cell.recipe.model.name} has no layer of the recipe's neurons"
             if lacks_neurons
             else None
         )
-    is_read, why = _READERS.get(key) or _READERS.get(_section(key)) or _BY_ALL
+    is_read, why = _READERS.get(key) or _READERS.get(section_of(key)) or _BY_ALL
     return None if is_read(cell) else why
 
 

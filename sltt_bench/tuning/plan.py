@@ -18,7 +18,7 @@ from sltt_bench.planning.plan import (
     value_at,
 )
 from sltt_bench.planning.recipe import RecipeError, beside, find_recipe
-from sltt_bench.planning.recipe_fields import Recipe, TuningRecipe
+from sltt_bench.planning.recipe_fields import Recipe, TuningRecipe, section_of
 from sltt_bench.planning.recipe_origins import origin_of
 from sltt_bench.planning.studies import TASK, Grid, setting_words
 from sltt_bench.results.schema import CELL_KEY, CELLS_FILE, TUNING_FILE
@@ -150,11 +150,6 @@ def _without(overrides: Mapping[str, Any], names: Iterable[str]) -> dict[str, An
     return {
         key: value for key, value in overrides.items() if key not in left_out and section_of(key) != "tuning"
     }
-
-
-def section_of(name: str) -> str:
-    """The recipe's section that a dotted field is in, or is."""
-    return name.partition(".")[0]
 
 
 def _words(point: Grid) -> str:
