@@ -15,7 +15,8 @@ from typing import Any
 
 import pandas as pd
 
-from sltt_bench.planning.recipe import load_recipe, study_names
+from sltt_bench.planning.recipe import load_recipe
+from sltt_bench.planning.recipe_files import study_names
 from sltt_bench.report.document import Context, Figure, Section, Table
 from sltt_bench.report.plots import style
 from sltt_bench.report.plots.studies import in_order

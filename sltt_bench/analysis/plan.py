@@ -7,7 +7,7 @@ from dataclasses import replace
 from sltt_bench import methods
 from sltt_bench.common.errors import nearest
 from sltt_bench.planning.plan import Cell, Plan, Request, make_plans, processes_per_cell
-from sltt_bench.planning.recipe import RecipeError
+from sltt_bench.planning.recipe_faults import RecipeError
 from sltt_bench.planning.recipe_fields import NeuronRecipe, Recipe
 
 LAST = "last"

@@ -131,7 +131,7 @@ def _complete(incomplete: str, names: Iterable[str]) -> list[str]:
 
 def _complete_recipe(incomplete: str) -> list[str]:
     """Recipes are arguments of their own, and no comma list."""
-    from sltt_bench.planning.recipe import recipe_names, study_names
+    from sltt_bench.planning.recipe_files import recipe_names, study_names
 
     return [name for name in (*recipe_names(), *study_names()) if name.startswith(incomplete)]
 
@@ -664,7 +664,8 @@ def show(
 ) -> None:
     """Show a recipe as it resolves, with `extends`, --set and --smoke applied; a method's equations; or a run."""
     from sltt_bench.command_line import commands
-    from sltt_bench.planning.recipe import load_recipe, parse_overrides
+    from sltt_bench.planning.overrides import parse_overrides
+    from sltt_bench.planning.recipe import load_recipe
 
     if Path(what).is_dir():
         if overrides or smoke:

@@ -24,16 +24,12 @@ from sltt_bench.common.plugins import PluginFailed, plugins
 from sltt_bench.common.printable import make_console
 from sltt_bench.kinds import KINDS
 from sltt_bench.measure.gpu_support import check_gpu_is_usable
+from sltt_bench.planning.overrides import parse_overrides
 from sltt_bench.planning.plan import Cell, Plan, value_at
-from sltt_bench.planning.recipe import (
-    RecipeError,
-    find_recipe,
-    load_recipe,
-    parse_overrides,
-    recipe_names,
-    study_names,
-)
+from sltt_bench.planning.recipe import load_recipe
+from sltt_bench.planning.recipe_faults import RecipeError
 from sltt_bench.planning.recipe_fields import OF_ONE_EXPERIMENT, Recipe
+from sltt_bench.planning.recipe_files import find_recipe, recipe_names, study_names
 from sltt_bench.planning.studies import TASK, task_name
 from sltt_bench.results.schema import CHECKPOINTS_FOLDER, FILES
 from sltt_bench.results.writer import RunFolder, read_provenance

@@ -19,8 +19,9 @@ from sltt_bench.common.format import counted, format_bytes
 from sltt_bench.measure.gpu_support import REMEDY_WHEEL, installed_wheel, shown_gpus, why_unusable
 from sltt_bench.measure.nvml import Missing, Reading
 from sltt_bench.measure.processors import Processors, Shares
-from sltt_bench.planning.recipe import load_recipe, recipe_names
+from sltt_bench.planning.recipe import load_recipe
 from sltt_bench.planning.recipe_fields import Recipe
+from sltt_bench.planning.recipe_files import recipe_names
 from sltt_bench.results.doubts import OTHERS_SHARE
 
 SHARED_MEMORY = Path("/dev/shm")

@@ -25,8 +25,8 @@ def make_request(
 ) -> "Request":
     """What is asked for, its words checked; `further` are fields of Request as they are."""
     from sltt_bench import methods
+    from sltt_bench.planning.overrides import parse_overrides
     from sltt_bench.planning.plan import Request
-    from sltt_bench.planning.recipe import parse_overrides
 
     chosen = comma_list("--method", method)
     for name in chosen or ():

@@ -15,8 +15,10 @@ import pandas as pd
 from sltt_bench.common.format import counted
 from sltt_bench.methods import UnknownMethod
 from sltt_bench.planning.plan import cell_from_dict
-from sltt_bench.planning.recipe import RecipeError, load_recipe, recipe_from_dict, recipe_names
+from sltt_bench.planning.recipe import load_recipe, recipe_from_dict
+from sltt_bench.planning.recipe_faults import RecipeError
 from sltt_bench.planning.recipe_fields import NOT_DECISIVE, NOT_DECISIVE_OF_TRAIN, Recipe, section_of
+from sltt_bench.planning.recipe_files import recipe_names
 from sltt_bench.report.consistency import MeasuredCell, contradictions
 from sltt_bench.report.grouping import UNSOUND, make_groups
 from sltt_bench.report.groups import Group, MethodResult

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from sltt_bench.common.format import parse_bytes
 from sltt_bench.estimate.gpus import find_gpu
 from sltt_bench.planning.plan import Plan
-from sltt_bench.planning.recipe import RecipeError
+from sltt_bench.planning.recipe_faults import RecipeError
 
 MARGIN = 0.1
 """Share of memory that tensors may not fill, left to workspaces, the allocator's rounding, fragmentation."""

@@ -4,7 +4,7 @@ import zipfile
 from pathlib import Path
 
 from sltt_bench.common.errors import shortened
-from sltt_bench.planning.recipe import RecipeError
+from sltt_bench.planning.recipe_faults import RecipeError
 
 _OLD_FORMAT = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
 """The number with which torch.save before 1.6 begins a file; pickle writes it behind some bytes of its own."""

@@ -13,17 +13,10 @@ from sltt_bench.backends.shipped import refusal
 from sltt_bench.common.errors import nearest, shortened_text
 from sltt_bench.common.identity import short_hash
 from sltt_bench.common.strict import held_by_another
-from sltt_bench.planning.recipe import (
-    RecipeError,
-    beside,
-    find_recipe,
-    load_recipe,
-    namesake,
-    recipe_from_dict,
-    smoke_left_out,
-)
+from sltt_bench.planning.recipe import load_recipe, recipe_from_dict, smoke_left_out
+from sltt_bench.planning.recipe_faults import RecipeError, origin_of
 from sltt_bench.planning.recipe_fields import NOT_DECISIVE, NOT_DECISIVE_OF_TRAIN, Recipe, section_of
-from sltt_bench.planning.recipe_origins import origin_of
+from sltt_bench.planning.recipe_files import beside, find_recipe, namesake
 from sltt_bench.planning.studies import TASK, Grid, numbered_points, places_of
 from sltt_bench.results.schema import Kind
 

@@ -9,7 +9,8 @@ from pydantic import BaseModel
 
 from sltt_bench.common.yaml_text import dump_yaml
 from sltt_bench.planning import recipe_schema
-from sltt_bench.planning.recipe import RecipeError, load_recipe, recipe_from_dict
+from sltt_bench.planning.recipe import load_recipe, recipe_from_dict
+from sltt_bench.planning.recipe_faults import RecipeError
 from sltt_bench.planning.recipe_fields import OF_ONE_EXPERIMENT, Recipe
 
 HEAD = """\

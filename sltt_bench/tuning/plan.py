@@ -17,9 +17,9 @@ from sltt_bench.planning.plan import (
     resolve_points,
     value_at,
 )
-from sltt_bench.planning.recipe import RecipeError, beside, find_recipe
+from sltt_bench.planning.recipe_faults import RecipeError, origin_of
 from sltt_bench.planning.recipe_fields import Recipe, TuningRecipe, section_of
-from sltt_bench.planning.recipe_origins import origin_of
+from sltt_bench.planning.recipe_files import beside, find_recipe
 from sltt_bench.planning.studies import TASK, Grid, setting_words
 from sltt_bench.results.schema import CELL_KEY, CELLS_FILE, TUNING_FILE
 from sltt_bench.results.writer import RunFolder, as_fields

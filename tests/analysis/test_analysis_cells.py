@@ -20,8 +20,10 @@ from sltt_bench.analysis.watch import GradientNotFinite, GradientWatch, draw_row
 from sltt_bench.backends.reference import Reference
 from sltt_bench.command_line.cli import app
 from sltt_bench.kinds.training import train_cell
+from sltt_bench.planning.overrides import parse_overrides
 from sltt_bench.planning.plan import Cell, Request
-from sltt_bench.planning.recipe import RecipeError, load_recipe, parse_overrides
+from sltt_bench.planning.recipe import load_recipe
+from sltt_bench.planning.recipe_faults import RecipeError
 from sltt_bench.report.document import Context, Contribution, Figure, MissingFigure, Section, Table
 from sltt_bench.report.sections.gradients.families import find_families
 from sltt_bench.report.sections.gradients.section import gradients

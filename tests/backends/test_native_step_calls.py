@@ -29,7 +29,8 @@ from sltt_bench.backends.native.step_calls import NotTraceable, is_seen_through,
 from sltt_bench.backends.native.units import UnitNetwork
 from sltt_bench.models.layers import SequenceDropout
 from sltt_bench.neurons import LIF, LIFParameters, Stateful
-from sltt_bench.planning.recipe import load_recipe, recipe_names
+from sltt_bench.planning.recipe import load_recipe
+from sltt_bench.planning.recipe_files import recipe_names
 from sltt_bench.python_state import PythonState
 from sltt_bench.torch_internals import FakeTensorMode
 

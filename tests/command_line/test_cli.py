@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from sltt_bench.command_line.cli import _complete_methods, _complete_recipe, app
 from sltt_bench.planning.plan import Request, make_plans
-from sltt_bench.planning.recipe import load_recipe, recipe_folder, recipe_names
+from sltt_bench.planning.recipe import load_recipe
+from sltt_bench.planning.recipe_files import recipe_folder, recipe_names
 from sltt_bench.planning.studies import task_name
 
 EVAL_RESULTS = ("export", "results", "-m", "sltt", "--format", "eval-results")

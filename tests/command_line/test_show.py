@@ -10,7 +10,8 @@ from checkout import RESULTS
 from typer.testing import CliRunner
 
 from sltt_bench.command_line.cli import app
-from sltt_bench.planning.recipe import load_recipe, recipe_names
+from sltt_bench.planning.recipe import load_recipe
+from sltt_bench.planning.recipe_files import recipe_names
 
 
 def as_json(*arguments: str) -> Any:

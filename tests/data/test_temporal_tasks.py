@@ -22,7 +22,8 @@ from sltt_bench.data.pixel_sequences import PermutedDigits, SequentialDigits
 from sltt_bench.data.vowels import Vowels, utterances
 from sltt_bench.kinds.training import train_cell
 from sltt_bench.planning.plan import Cell
-from sltt_bench.planning.recipe import RecipeError, load_recipe
+from sltt_bench.planning.recipe import load_recipe
+from sltt_bench.planning.recipe_faults import RecipeError
 from sltt_bench.running.worker import Reporter
 from sltt_bench.training.experiment import assemble, time_steps
 

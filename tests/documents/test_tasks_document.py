@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 from checkout import ROOT
 
-from sltt_bench.planning.recipe import load_recipe, recipe_names
+from sltt_bench.planning.recipe import load_recipe
+from sltt_bench.planning.recipe_files import recipe_names
 from sltt_bench.report.claims import judge
 from sltt_bench.report.grouping import make_groups
 from sltt_bench.report.groups import Group

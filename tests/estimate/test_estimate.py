@@ -43,8 +43,9 @@ from sltt_bench.measure.iteration_memory import IterationMemory
 from sltt_bench.measure.operations import OperationCounter, Work, in_phase
 from sltt_bench.measure.tensor_bytes import Cause
 from sltt_bench.planning.plan import Cell
-from sltt_bench.planning.recipe import load_recipe, recipe_names
+from sltt_bench.planning.recipe import load_recipe
 from sltt_bench.planning.recipe_fields import Recipe
+from sltt_bench.planning.recipe_files import recipe_names
 from sltt_bench.results.cell_row import Outcome
 from sltt_bench.results.schema import CELLS_FILE, ESTIMATES_FILE, FILES
 from sltt_bench.running.interruptions import Interrupted

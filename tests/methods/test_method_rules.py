@@ -689,7 +689,8 @@ def test_the_loss_of_the_mean_output_has_the_gradient_of_that_loss(method, windo
 
 
 def test_the_loss_of_the_mean_output_is_refused_for_a_method_that_goes_backward_before_the_last_step():
-    from sltt_bench.planning.recipe import RecipeError, load_recipe
+    from sltt_bench.planning.recipe import load_recipe
+    from sltt_bench.planning.recipe_faults import RecipeError
 
     chosen = {"loss.average": "outputs"}
     load_recipe("digits", chosen, chosen_methods=["bptt", "bptt-ckpt2", "rate"])

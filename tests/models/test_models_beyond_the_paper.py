@@ -19,7 +19,8 @@ from sltt_bench.models.options import ModelOptions, MSResNetOptions, SEWResNetOp
 from sltt_bench.models.sew_resnet import SEWBlock
 from sltt_bench.models.spikformer import SpikingSelfAttention
 from sltt_bench.neurons import LIF, LIFParameters, SpikingNeuron, reset_state
-from sltt_bench.planning.recipe import RecipeError, load_recipe
+from sltt_bench.planning.recipe import load_recipe
+from sltt_bench.planning.recipe_faults import RecipeError
 from sltt_bench.training.experiment import neuron_parameters
 
 IMAGENET, CIFAR = ((3, 224, 224), 1000), ((3, 32, 32), 10)

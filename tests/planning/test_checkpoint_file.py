@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from sltt_bench.command_line.cli import app
 from sltt_bench.planning.checkpoint_file import checkpoint_file
-from sltt_bench.planning.recipe import RecipeError
+from sltt_bench.planning.recipe_faults import RecipeError
 from sltt_bench.training.initialise import InitError, load_initial_weights
 
 

@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 
 from sltt_bench.command_line.cli import app
 from sltt_bench.planning.plan import Request, make_plans
-from sltt_bench.planning.recipe import load_recipe, recipe_folder, recipe_names, study_names
+from sltt_bench.planning.recipe import load_recipe
+from sltt_bench.planning.recipe_files import recipe_folder, recipe_names, study_names
 from sltt_bench.training.experiment import assemble, make_backend
 
 RUN_IN_CI = {

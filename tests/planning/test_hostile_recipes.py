@@ -13,7 +13,10 @@ from typer.testing import CliRunner
 
 from sltt_bench.command_line.cli import app
 from sltt_bench.common.yaml_text import MAX_BYTES, YAMLFault, dump_yaml, parse_yaml
-from sltt_bench.planning.recipe import RecipeError, find_recipe, load_recipe, parse_overrides, recipe_names
+from sltt_bench.planning.overrides import parse_overrides
+from sltt_bench.planning.recipe import load_recipe
+from sltt_bench.planning.recipe_faults import RecipeError
+from sltt_bench.planning.recipe_files import find_recipe, recipe_names
 
 Write = Callable[[str, str], Path]
 

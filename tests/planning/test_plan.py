@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from sltt_bench.planning.plan import Request, cell_from_dict, make_plans
-from sltt_bench.planning.recipe import RecipeError
+from sltt_bench.planning.recipe_faults import RecipeError
 
 
 def test_cells_are_the_product_of_grid_seeds_backends_and_methods() -> None:

@@ -10,18 +10,12 @@ from typer.testing import CliRunner
 
 from sltt_bench.command_line.cli import app
 from sltt_bench.command_line.commands import check_batches
+from sltt_bench.planning.overrides import parse_overrides
 from sltt_bench.planning.plan import Request, make_plans
-from sltt_bench.planning.recipe import (
-    RecipeError,
-    find_recipe,
-    load_recipe,
-    parse_overrides,
-    recipe_from_dict,
-    recipe_names,
-    smoke_left_out,
-    study_names,
-)
+from sltt_bench.planning.recipe import load_recipe, recipe_from_dict, smoke_left_out
+from sltt_bench.planning.recipe_faults import RecipeError
 from sltt_bench.planning.recipe_fields import NOT_DECISIVE, Recipe
+from sltt_bench.planning.recipe_files import find_recipe, recipe_names, study_names
 from sltt_bench.report.claims import unfit_when
 from sltt_bench.report.groups import flat, settings_of
 from sltt_bench.tuning.plan import plan_tuning

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from sltt_bench.command_line.cli import app
 from sltt_bench.common.yaml_text import read_yaml
 from sltt_bench.planning import recipe_schema
-from sltt_bench.planning.recipe import load_recipe, recipe_folder, recipe_names
+from sltt_bench.planning.recipe import load_recipe
+from sltt_bench.planning.recipe_files import recipe_folder, recipe_names
 
 FILES = sorted(recipe_folder().rglob("*.yaml"))
 

@@ -14,7 +14,8 @@ from sltt_bench import backends, methods
 from sltt_bench.backends.shipped import SERVES, refusal
 from sltt_bench.command_line.cli import app
 from sltt_bench.planning.plan import Cell, Request, make_plans, plans_of_all
-from sltt_bench.planning.recipe import RecipeError, load_recipe
+from sltt_bench.planning.recipe import load_recipe
+from sltt_bench.planning.recipe_faults import RecipeError
 from sltt_bench.running import cell_checks
 from sltt_bench.running.interruptions import Interrupted
 from sltt_bench.training.experiment import build_network, neuron_parameters

@@ -17,7 +17,9 @@ from typer.testing import CliRunner
 from sltt_bench.command_line.cli import app
 from sltt_bench.command_line.commands import check_batches
 from sltt_bench.planning.plan import Cell, Request, make_plans
-from sltt_bench.planning.recipe import RecipeError, find_recipe, load_recipe, study_names
+from sltt_bench.planning.recipe import load_recipe
+from sltt_bench.planning.recipe_faults import RecipeError
+from sltt_bench.planning.recipe_files import find_recipe, study_names
 from sltt_bench.planning.studies import Grid, Study, points
 from sltt_bench.report import numbers
 from sltt_bench.report.claims import unfit_when

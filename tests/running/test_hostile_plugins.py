@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from sltt_bench import backends, data, methods, models
 from sltt_bench.command_line.cli import app
 from sltt_bench.common.plugins import PluginFailed
-from sltt_bench.planning.recipe import RecipeError, load_recipe
+from sltt_bench.planning.recipe import load_recipe
+from sltt_bench.planning.recipe_faults import RecipeError
 
 MODULES = {
     "raises": "raise RuntimeError('no [bold]such[/bold] card')",

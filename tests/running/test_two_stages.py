@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from sltt_bench.command_line.cli import app
 from sltt_bench.command_line.terminal import run_display
 from sltt_bench.planning.plan import Cell, Request, make_plans, plans_of_all
-from sltt_bench.planning.recipe import RecipeError
+from sltt_bench.planning.recipe_faults import RecipeError
 from sltt_bench.results.schema import CELLS_FILE
 from sltt_bench.results.writer import RunFolder, read_rows
 from sltt_bench.running import lanes

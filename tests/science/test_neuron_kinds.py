@@ -15,7 +15,8 @@ from sltt_bench.models.options import MLPOptions
 from sltt_bench.neuron_kinds import LAYERS, PLIF, DietLIF, Readout, layer_of_neurons
 from sltt_bench.neurons import LIFParameters, detach_state, reset_state
 from sltt_bench.planning.plan import Request
-from sltt_bench.planning.recipe import RecipeError, load_recipe
+from sltt_bench.planning.recipe import load_recipe
+from sltt_bench.planning.recipe_faults import RecipeError
 from sltt_bench.surrogates import spike
 from sltt_bench.training.experiment import neuron_parameters
 from sltt_bench.unroll import Unroll

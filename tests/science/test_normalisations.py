@@ -16,7 +16,8 @@ from sltt_bench.models.normalisation import KINDS, TimeBatchNorm
 from sltt_bench.models.options import CNNOptions, MLPOptions, PreActResNetOptions, VGGOptions
 from sltt_bench.neurons import LIF, LIFParameters, lif_step, reset_state
 from sltt_bench.planning.plan import Request
-from sltt_bench.planning.recipe import RecipeError, load_recipe
+from sltt_bench.planning.recipe import load_recipe
+from sltt_bench.planning.recipe_faults import RecipeError
 from sltt_bench.unroll import Unroll
 
 T = 4

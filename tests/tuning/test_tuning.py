@@ -18,8 +18,10 @@ from typer.testing import CliRunner
 from sltt_bench.command_line.cli import app
 from sltt_bench.kinds.training import try_setting
 from sltt_bench.planning.plan import TUNED, Cell, Plan, Request
-from sltt_bench.planning.recipe import RecipeError, load_recipe, recipe_names
+from sltt_bench.planning.recipe import load_recipe
+from sltt_bench.planning.recipe_faults import RecipeError
 from sltt_bench.planning.recipe_fields import Recipe
+from sltt_bench.planning.recipe_files import recipe_names
 from sltt_bench.report.grouping import make_groups
 from sltt_bench.results.cell_row import Outcome, cell_row
 from sltt_bench.results.reader import read_results

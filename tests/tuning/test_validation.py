@@ -22,7 +22,8 @@ from sltt_bench.data.synthetic import synthetic_bundle
 from sltt_bench.data.validation import ValidationSplit, hold_back, stratified
 from sltt_bench.kinds.training import train_cell
 from sltt_bench.planning.plan import Cell
-from sltt_bench.planning.recipe import RecipeError, load_recipe
+from sltt_bench.planning.recipe import load_recipe
+from sltt_bench.planning.recipe_faults import RecipeError
 from sltt_bench.report.grouping import make_groups
 from sltt_bench.results.cell_row import Outcome, cell_row
 from sltt_bench.results.reader import read_results

@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 
 from sltt_bench.command_line.cli import app
 from sltt_bench.planning.plan import Request, make_plans
-from sltt_bench.planning.recipe import RecipeError, load_recipe
+from sltt_bench.planning.recipe import load_recipe
+from sltt_bench.planning.recipe_faults import RecipeError
 from sltt_bench.tuning.plan import plan_tuning
 
 Write = Callable[[str, str], Path]
@@ -38,6 +39,9 @@ BLAMED = {
         "--set timesteps, --set loss.window: loss.window is 3, more than timesteps (2)"
     ],
     ("run", "digits", "--smoke", "--set", "train.lr=fast"): ["--set train.lr: Input should be a valid number"],
+    ("run", "digits-alif", "-m", "bptt", "--set", "data.pixels_per_step=4", "--set", "train.epochs=2"): [
+        "--set data.pixels_per_step: timesteps is"
+    ],
     ("run", "digits", "--set", "init_from=foo"): ["--set init_from: foo: no recipe has this name"],
     ("run", "digits", "--set", "init_from=mnist"): ["--set init_from: mnist would leave no checkpoint"],
     ("run", "digits", "--nproc-per-cell", "99"): ["--nproc-per-cell: train.batch_size is 64, fewer"],
