@@ -9,7 +9,8 @@ from sltt_bench.common.strict import ADDED_LATER, Strict
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Width = Annotated[int, Field(ge=1, le=65_536)]
 """Channels or neurons of one layer."""
-Widths = Annotated[list[Width], Field(max_length=64)]
+Widths = Annotated[list[Width], Field(min_length=1, max_length=64)]
+"""Of each layer; without one the network has no neurons."""
 ReadoutTau = Annotated[float | None, Field(ge=1, le=1e6), ADDED_LATER]
 NormalisationKind = Literal["batch", "tdbn", "bntt", "group", "none"]
 
@@ -75,7 +76,7 @@ class MLPOptions(NormalisedOptions):
                 "normalisation tdbn sees all steps of a layer at once, a recurrent layer goes step by step; "
                 "set recurrent: false or another normalisation"
             )
-        if self.normalisation == "weight" and min(self.hidden, default=2) < 2:
+        if self.normalisation == "weight" and min(self.hidden) < 2:
             raise ValueError(
                 "normalisation weight needs hidden layers of 2 neurons or more: one weight has no spread"
             )

@@ -97,27 +97,28 @@ def _unread(cells: Sequence[Cell], answers: Mapping[tuple[str, ...], Mapping[str
 
 def _why_unread(key: str, cell: Cell, answer: Mapping[str, Any]) -> str | None:
     """Why a cell does not read an override, or None."""
-    if section_of(key) == "neuron":
-        lacks_neurons = answer.get("neurons") == 0
-        return (
-            f"network {cell.recipe.model.name} has no layer of the recipe's neurons"
-            if lacks_neurons
-            else None
-        )
+    if section_of(key) == "neuron" and answer.get("neurons") == 0:
+        return f"network {cell.recipe.model.name} has no layer of the recipe's neurons"
     is_read, why = _READERS.get(key) or _READERS.get(section_of(key)) or _BY_ALL
     return None if is_read(cell) else why
 
 
+def _has_the_neurons(cell: Cell) -> bool:
+    return "conversion" not in methods.promises(cell.method).needs
+
+
 _READERS: Mapping[str, tuple[Callable[[Cell], bool], str]] = {
+    "neuron": (_has_the_neurons, "method conversion has neurons of its own"),
     "native": (lambda cell: cell.backend == "native", "only the backend native reads it"),
     "tuning": (lambda cell: TUNED in cell.options, "only `sltt-bench tune` reads it"),
     "smoke": (lambda cell: cell.smoke, "only --smoke reads it"),
+    "data.prefetch_factor": (lambda cell: cell.recipe.data.workers > 0, "data.workers is 0"),
     "data.synthetic_samples": (lambda cell: cell.synthetic, "only --synthetic reads it"),
     "train.momentum": (lambda cell: cell.recipe.train.optimizer == "sgd", "train.optimizer adamw has none"),
     "train.synchronise_batch_norm": (lambda cell: cell.recipe.train.devices > 1, "train.devices is 1"),
     "loss.mse_target": (lambda cell: cell.recipe.loss.alpha > 0, "loss.alpha is 0"),
 }
-"""Field or section of a recipe → whether a cell reads it, and why it would not."""
+"""Field or section of a recipe → whether a cell reads it, and why it does not."""
 _BY_ALL: tuple[Callable[[Cell], bool], str] = (lambda cell: True, "")
 
 

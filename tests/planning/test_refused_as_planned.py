@@ -298,6 +298,8 @@ def test_weights_of_the_network_itself_are_no_fault(weights: Path) -> None:
         ({"native.recompute": True}, {"backends": ("reference", "native")}, "only the backend native reads it"),
         ({"smoke.timesteps": 3}, {"smoke": True}, "only --smoke reads it"),
         ({"data.synthetic_samples": 99}, {"synthetic": True}, "only --synthetic reads it"),
+        ({"data.prefetch_factor": 4}, {"grid": {"data.workers": 1}}, "data.workers is 0"),
+        ({"neuron.tau": 2.0, "methods": ["conversion"]}, {"grid": {"methods": ["bptt"]}}, "method conversion has neurons of its own"),
         ({"tuning.epochs": 3}, None, "only `sltt-bench tune` reads it"),
         ({"train.synchronise_batch_norm": True}, None, "train.devices is 1"),
         ({"train.momentum": 0.5, "train.optimizer": "adamw"}, {"grid": {"train.optimizer": "sgd"}}, "train.optimizer adamw has none"),
