@@ -171,11 +171,8 @@ WORTH_A_PROCESS = 6
 def check_batches(cells: Iterable[Cell]) -> None:
     """Raises RecipeError for a batch that no epoch can fill: what then ran would not be what its rows say."""
     for cell in cells:
-        batch_size = cell.recipe.train.batch_size
-        samples = cell.recipe.epoch_samples(synthetic=cell.synthetic)
-        if KINDS[cell.kind].needs_data and batch_size > samples:
-            more = ", or raise data.synthetic_samples" if cell.synthetic else ""
-            fault = f"train.batch_size is {batch_size:,}, but an epoch has {samples:,} training samples; lower it{more}"
+        fault = cell.recipe.batch_fault(synthetic=cell.synthetic)
+        if KINDS[cell.kind].needs_data and fault is not None:
             decisive = ("train.batch_size", "data.", "validation")
             settings = [f"{key}={value}" for key, value in cell.overrides.items() if key.startswith(decisive)]
             settings = [*(["--smoke"] if cell.smoke else []), *settings]

@@ -45,8 +45,10 @@ class ValidationSplit(Strict):
     def fault(self, train_samples: int) -> str | None:
         """Why a training split of this size does not have the expected count, or None; 0: size unknown."""
         count = self.held_back(train_samples)
-        if not train_samples or (count == self.samples and count) or (not self.samples and count):
+        if not train_samples or (count and self.samples in (0, count)):
             return None
+        if not count:
+            return f"validation.share is {self.share:g}, which holds back none of {train_samples} training samples; raise it"
         return (
             f"validation.samples is {self.samples}, but {self.share:g} of {train_samples} training samples "
             f"are {count}; set that, or 0 for as many as the share gives"

@@ -304,7 +304,7 @@ def _check_axes(request: Request) -> None:
     lines = {}
     for key, first in request.grid[0].items():
         decides = key not in NOT_DECISIVE_OF_TRAIN and section_of(key) not in _ONE_VALUE
-        if decides or all(point[key] == first for point in request.grid):
+        if decides or all(point[key] == first for point in request.grid[1:]):
             continue
         fault = "takes one value for a command: cells that differ in nothing else are one experiment"
         lines[f"{request.option_of(key)}: {fault}"] = fault

@@ -8,6 +8,7 @@ from typing import Any
 
 from sltt_bench.common.errors import nearest, shortened_text
 from sltt_bench.data.source import DataSource
+from sltt_bench.planning.recipe_consistency import inconsistencies
 from sltt_bench.planning.recipe_faults import (
     Fault,
     Files,
@@ -19,7 +20,6 @@ from sltt_bench.planning.recipe_faults import (
 )
 from sltt_bench.planning.recipe_fields import Recipe
 from sltt_bench.planning.recipe_files import are_other_data, beside, find_recipe, read_extended
-from sltt_bench.planning.recipe_references import reference_faults
 from sltt_bench.planning.recipe_validation import NAMED, validate_options, validated
 from sltt_bench.planning.studies import FOLDER as STUDIES
 from sltt_bench.results.schema import RECIPE_FILE
@@ -83,7 +83,7 @@ class _Reading:
         if not is_set and are_other_data(values.get("data"), self.raw.get("data")):
             values.pop("target", None)
         named = {section: own.get("name") for section, own in self.raw.items() if isinstance(own, dict)}
-        further = partial(reference_faults, any_k=any_k, named=named, of_task=self._of_task)
+        further = partial(inconsistencies, any_k=any_k, named=named, of_task=self._of_task)
         return validated(values, misplaced, further)
 
     def _of_task(self, name: str) -> Recipe:
@@ -108,7 +108,9 @@ def _check_smoke(reading: _Reading, smoke: Layer, overrides: Sequence[Layer]) ->
     any_k = bool(overrides) or reading.raw.get("study") is not None
 
     def faults_with(*smokes: Layer) -> list[Fault]:
-        return reading.resolved([*smokes, *overrides], any_k=any_k)[1]
+        recipe, faults = reading.resolved([*smokes, *overrides], any_k=any_k)
+        batch_fault = None if recipe is None else recipe.batch_fault(synthetic=False)
+        return faults if batch_fault is None else [Fault("", batch_fault)]
 
     without = faults_with()
     lines = {

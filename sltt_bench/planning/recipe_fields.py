@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, SerializeAsAny, model_validator
 
 from sltt_bench.common.errors import shortened
+from sltt_bench.common.format import counted
 from sltt_bench.common.identity import short_hash
 from sltt_bench.common.strict import ADDED_LATER, Count, NotNegative, Share, Strict
 from sltt_bench.data.source import DataSource
@@ -358,6 +359,21 @@ class Recipe(Strict):
         """Training samples of an epoch, without those that are held back for validation."""
         samples = self.data.epoch_samples(synthetic=synthetic)
         return samples - (0 if self.validation is None else self.validation.held_back(samples))
+
+    def batch_fault(self, *, synthetic: bool) -> str | None:
+        """Why no epoch can fill a batch, or None; None too where the size of an epoch is not known yet."""
+        samples, batch_size = self.epoch_samples(synthetic=synthetic), self.train.batch_size
+        if batch_size <= samples or not self.data.train_samples:
+            return None
+        limits = {"data.limit": self.data.limit}
+        if synthetic:
+            limits["data.synthetic_samples"] = self.data.synthetic_samples
+        too_low = [
+            key for key, limit in limits.items() if limit == self.data.epoch_samples(synthetic=synthetic)
+        ]
+        more = f", or raise {' and '.join(too_low)}" if too_low else ""
+        epoch = counted(f"{samples:,}", "training sample")
+        return f"train.batch_size is {batch_size:,}, but an epoch has {epoch}; lower it{more}"
 
     def fingerprint(self, apart_from: Iterable[str] = ()) -> str:
         """Hash of everything that decides what one method's run computes: 12 hexadecimal digits.

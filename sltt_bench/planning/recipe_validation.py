@@ -59,18 +59,18 @@ def validate_options(section: str, value: Any, options_type: Any) -> tuple[Any, 
     try:
         return kind.model_validate(value), []
     except ValidationError as error:
-        return None, list(faults_of(error, kind, prefix=f"{section}."))
+        return None, list(faults_of(error, kind, section))
 
 
 def faults_of(
-    error: ValidationError, kind: type[BaseModel], prefix: str = "", apart_from: Sequence[str] = ()
+    error: ValidationError, kind: type[BaseModel], section: str = "", apart_from: Sequence[str] = ()
 ) -> Iterator[Fault]:
-    """Each fault: the dotted key, what is wrong, and the nearest known key or the choices."""
+    """Each fault: the dotted key, what is wrong, and the nearest known key or the choices. `section`: what `kind` validates."""
     for detail in error.errors():
         location = detail["loc"]
         if location and location[0] in apart_from:
             continue
-        key = shortened_text(prefix + ".".join(str(part) for part in location), 80)
+        key = shortened_text(".".join(map(str, (*filter(None, [section]), *location))), 80)
         if detail["type"] == "extra_forbidden":
             known = _fields_at(kind, location[:-1])
             name = str(location[-1])
@@ -94,6 +94,7 @@ _WANTED = {
     "dict_type": "must be a mapping of keys to values",
     "list_type": "must be a list, in brackets: [a, b]",
     "too_short": "must not be empty",
+    "int_parsing_size": "must be a smaller number",
 }
 """Type of pydantic's fault → what it says in the words of YAML."""
 

@@ -214,6 +214,8 @@ def test_a_fault_of_smoke_is_told_once_by_whoever_reads_the_recipe(
         ("", "{neuron.v_reset: -0.5}", "smoke.neuron.v_reset", "neuron: v_reset is used by a hard reset only"),
         ("methods: [ottt]", "{neuron.kind: plif, neuron.tau: 2.0}", "smoke.neuron.kind", "methods: method 'ottt'"),
         ("methods: [bptt, sltt-k4]", "{timesteps: 2}", "smoke.timesteps", "methods: method 'sltt-k4': SLTT-K needs"),
+        ("", "{model.channels: [2, 2, 2, 2]}", "smoke.model.channels", "model.channels has 4 blocks, too many"),
+        ("", "{data.limit: 16}", "smoke.data.limit", "train.batch_size is 64, but an epoch has 16 training samples"),
         ("native: {graphs: never}", "{native.cuda_graph: true}", "smoke.native.cuda_graph", "native: cuda_graph is"),
     ],
 )  # fmt: skip
@@ -585,3 +587,25 @@ def test_every_shipped_recipe_is_valid_also_as_a_smoke_run(name: str) -> None:
     assert schema == "# yaml-language-server: $schema=recipe.schema.json"
     assert first_lines[0].startswith(f"# {name}: "), "a recipe opens with its purpose"
     assert any(f"sltt-bench run {name}" in line for line in first_lines), "and the command that runs it"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "synthetic", "remedy"),
+    [
+        ({"data.limit": 1}, False, "has 1 training sample; lower it, or raise data.limit"),
+        ({"data.limit": 1}, True, "has 1 training sample; lower it, or raise data.limit"),
+        ({"data.synthetic_samples": 9}, True, "has 9 training samples; lower it, or raise data.synthetic_samples"),
+        ({"train.batch_size": 9999}, True, "has 1,437 training samples; lower it"),
+    ],
+)  # fmt: skip
+def test_a_batch_that_no_epoch_can_fill_is_answered_with_what_makes_the_epoch_short(
+    overrides: dict[str, Any], synthetic: bool, remedy: str
+) -> None:
+    fault = load_recipe("digits", overrides).batch_fault(synthetic=synthetic)
+    assert fault is not None
+    assert fault.endswith(f"but an epoch {remedy}")
+
+
+def test_a_share_that_holds_back_no_sample_is_answered_with_the_share() -> None:
+    (fault,) = faults("digits", {"validation": {"share": 1e-9, "samples": 0}})
+    assert fault == "validation.share is 1e-09, which holds back none of 1437 training samples; raise it"

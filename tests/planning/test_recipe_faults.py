@@ -42,6 +42,16 @@ BLAMED = {
     ("run", "digits-alif", "-m", "bptt", "--set", "data.pixels_per_step=4", "--set", "train.epochs=2"): [
         "--set data.pixels_per_step: timesteps is"
     ],
+    ("run", "digits-alif", "--set", f"data.pixels_per_step=1{'0' * 30}"): [
+        "--set data.pixels_per_step: must be a smaller number, but it is 1000"
+    ],
+    ("run", "delayed-recall", "--set", "data.train_samples=1"): [
+        "--set data.train_samples: data: train_samples must be a multiple"
+    ],
+    ("run", "digits", "--set", "train.devices=.nan"): ["--set train.devices: Input should be a"],
+    ("run", "digits", "--set", "model.channels=[2, 2, 2, 2]", "--set", "train.epochs=1"): [
+        "--set model.channels: model.channels has 4 blocks, too many for 8×8 images"
+    ],
     ("run", "digits", "--set", "init_from=foo"): ["--set init_from: foo: no recipe has this name"],
     ("run", "digits", "--set", "init_from=mnist"): ["--set init_from: mnist would leave no checkpoint"],
     ("run", "digits", "--nproc-per-cell", "99"): ["--nproc-per-cell: train.batch_size is 64, fewer"],

@@ -10,7 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from sltt_bench import backends, methods
+from sltt_bench import backends, methods, models
 from sltt_bench.backends.shipped import SERVES, refusal
 from sltt_bench.command_line.cli import app
 from sltt_bench.planning.plan import Cell, Request, make_plans, plans_of_all
@@ -99,8 +99,10 @@ def test_a_search_whose_settings_cannot_all_be_tried_is_refused() -> None:
 
 def test_samples_that_a_network_would_shrink_to_nothing_start_no_cell(tmp_path: Path) -> None:
     """Its builder, which every cell calls, says the same."""
-    for model in ({"name": "vgg11"}, {"name": "cnn", "channels": [8, 8, 8, 8]}):
-        recipe = load_recipe("digits", {"model": model})
+    unsuited: list[dict[str, Any]] = [{"name": "vgg11"}, {"name": "cnn", "channels": [8, 8, 8, 8]}]
+    for model in unsuited:
+        options = models.options_type(model["name"]).model_validate(model)
+        recipe = load_recipe("digits").model_copy(update={"model": options})
         with pytest.raises(ValueError, match="8×8") as built:
             build_network(recipe, backends.create("reference"))
         with pytest.raises(RecipeError) as planned:

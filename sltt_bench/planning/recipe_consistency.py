@@ -1,6 +1,7 @@
-"""Checks what the valid fields of a recipe name: methods that cannot train it, and fields in claims, figures and `smoke`."""
+"""Checks whether valid fields of a recipe go together: methods, network and samples, and what claims and figures name."""
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -9,25 +10,35 @@ from sltt_bench import methods
 from sltt_bench.common.errors import nearest, shortened, shortened_text
 from sltt_bench.common.plugins import PluginFailed
 from sltt_bench.common.strict import held_by_another
+from sltt_bench.data.errors import DataError
 from sltt_bench.planning.recipe_faults import Fault, RecipeError
 from sltt_bench.planning.recipe_fields import NOT_DECISIVE, Recipe, section_of
 from sltt_bench.planning.recipe_validation import NAMED, elsewhere, faults_of
 from sltt_bench.planning.studies import PANEL_WORDS, TASK
 
 
-def reference_faults(
+def inconsistencies(
     recipe: Recipe, *, any_k: bool, named: Mapping[str, Any], of_task: Callable[[str], Recipe]
 ) -> Iterator[Fault]:
-    """Yields what is wrong with a recipe whose fields are valid.
+    """Yields why fields of a recipe, each of them valid, do not go together.
 
     `any_k`: whether methods may have a K that exceeds T. `named`: section → the name of data set or network in the
     recipe's files; claims are about these, and not about others that overrides chose. `of_task`: the recipe of a study's
     grid by its name.
     """
+    yield from _input_faults(recipe)
     yield from _method_faults(recipe, any_k)
     yield from _claim_faults(recipe, named, of_task)
     yield from _smoke_faults(recipe)
     yield from _panel_faults(recipe)
+
+
+def _input_faults(recipe: Recipe) -> Iterator[Fault]:
+    """Why the network cannot be given the samples, where their shape is known without the user's files."""
+    with suppress(DataError):
+        shape = recipe.data.on_disk(None).sample_shape
+        if (reason := recipe.model.unsuited_input(shape)) is not None:
+            yield Fault("", reason)
 
 
 def _method_faults(recipe: Recipe, any_k: bool) -> Iterator[Fault]:
