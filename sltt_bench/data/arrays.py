@@ -18,12 +18,12 @@ import numpy as np
 from pydantic import Field
 
 from sltt_bench.common.format import counted
+from sltt_bench.common.strict import Count
 from sltt_bench.data.errors import NOT_NUMPY, DataError, absent, damaged, reading
 from sltt_bench.data.source import (
     PLACE,
     SPLITS,
     Below,
-    Count,
     DataBundle,
     DataFinding,
     DataPlace,

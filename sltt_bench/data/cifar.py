@@ -14,17 +14,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
+from sltt_bench.common.strict import Count
 from sltt_bench.data.download import checksum_of, fetch_and_unpack
 from sltt_bench.data.errors import absent, damaged, reading
-from sltt_bench.data.source import (
-    Count,
-    DataBundle,
-    DataFinding,
-    DataPlace,
-    DataSource,
-    Progress,
-    Shape,
-)
+from sltt_bench.data.source import DataBundle, DataFinding, DataPlace, DataSource, Progress, Shape
 
 if TYPE_CHECKING:
     from torch.utils.data import TensorDataset

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from sltt_bench.common.format import counted
-from sltt_bench.data.source import Count, DataPlace, DataSource, Modality, Samples, Shape
+from sltt_bench.common.strict import Count, NotNegative
+from sltt_bench.data.source import DataPlace, DataSource, Modality, Samples, Shape
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -27,9 +28,9 @@ class DelayedRecall(DataSource):
     test_samples: Count = 1024
     delay: Annotated[int, Field(ge=0)] = 8
     """D: steps of noise between the symbol and the cue."""
-    symbols: Annotated[int, Field(ge=2)] = 4
+    symbols: Annotated[int, Field(ge=2, le=65_536)] = 4
     """How many symbols there are; each is a class and has an input channel of its own."""
-    noise: Annotated[float, Field(ge=0)] = 1.0
+    noise: NotNegative = 1.0
     """Standard deviation of the noise; a symbol has amplitude 1."""
     noise_channels: Count = 16
     """Input channels that carry nothing but noise."""

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
-from sltt_bench.data.source import Count, DataPlace, DataSource, Samples, Shape
+from sltt_bench.common.strict import Count
+from sltt_bench.data.source import DataPlace, DataSource, Samples, Shape
 
 if TYPE_CHECKING:
     from torch import Tensor

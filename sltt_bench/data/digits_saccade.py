@@ -18,6 +18,7 @@ import numpy as np
 from pydantic import Field
 
 from sltt_bench.data.digits import DigitsSource, digits_split
+from sltt_bench.data.errors import DataError
 from sltt_bench.data.events import FrameCache, Framing, Recording, as_events
 from sltt_bench.data.source import SPLITS, DataBundle, DataPlace, Modality, Shape
 
@@ -46,9 +47,9 @@ class DigitsSaccade(DigitsSource):
     name: Literal["digits-saccade"] = "digits-saccade"
     image_size: Annotated[int, Field(ge=8, le=128)] = 32
     """Pixels of a side of the simulated sensor."""
-    threshold: Annotated[float, Field(gt=0)] = 0.25
-    """Change of log intensity at which a pixel sends an event."""
-    amplitude: Annotated[float, Field(gt=0)] = 1.0
+    threshold: Annotated[float, Field(ge=0.01, le=2)] = 0.25
+    """Change of log intensity at which a pixel sends an event; the brightest changes by 2.4."""
+    amplitude: Annotated[float, Field(gt=0, le=8)] = 1.0
     """Length of a saccade's path in pixels of the 8×8 digit."""
 
     modality: ClassVar[Modality] = "events"
@@ -89,12 +90,18 @@ class DigitsSaccade(DigitsSource):
 
 
 def simulate_split(split: str, size: int, threshold: float, amplitude: float) -> Iterator[np.ndarray]:
-    """The events of every digit of "train" or "test"."""
+    """The events of every digit of "train" or "test". Raises DataError for a digit without any."""
     images, _ = digits_split(split)
     path = gaze(amplitude)
     for first in range(0, len(images), SIMULATED_AT_ONCE):
         together = images[first : first + SIMULATED_AT_ONCE]
-        yield from simulate(together / BRIGHTEST, path, size, threshold)
+        for events in simulate(together / BRIGHTEST, path, size, threshold):
+            if not len(events):
+                raise DataError(
+                    f"data set 'digits-saccade': a digit sends no event at data.threshold {threshold:g} and data.amplitude "
+                    f"{amplitude:g}; lower the threshold or change the amplitude"
+                )
+            yield events
 
 
 def gaze(amplitude: float) -> np.ndarray:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from sltt_bench.common.strict import ADDED_LATER
+from sltt_bench.common.strict import ADDED_LATER, Count
 from sltt_bench.data.aedat4 import read_aedat4
 from sltt_bench.data.download import already_there, fetch, tonic_dataset, unpack_to
 from sltt_bench.data.errors import absent, damaged
@@ -28,7 +28,7 @@ from sltt_bench.data.events import (
     recording_files,
     tested_places,
 )
-from sltt_bench.data.source import Count, Progress, Seed, bytes_to_unit
+from sltt_bench.data.source import Progress, Seed, bytes_to_unit
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,6 +13,7 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from sltt_bench.common.strict import Count
 from sltt_bench.data.download import already_there, check, fetch_and_unpack, tonic_dataset, unpack_to
 from sltt_bench.data.errors import NOT_NUMPY, DataError, absent, damaged, reading
 from sltt_bench.data.events import (
@@ -26,7 +27,7 @@ from sltt_bench.data.events import (
     file_key,
     recording_files,
 )
-from sltt_bench.data.source import Count, Progress
+from sltt_bench.data.source import Progress
 
 CLOCK_JITTER_US = 1_000_000
 """Events may be late by so much; more is a clock that was reset."""

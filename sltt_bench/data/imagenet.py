@@ -5,10 +5,11 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from sltt_bench.common.strict import Count
 from sltt_bench.data.download import all_or_nothing, already_there
 from sltt_bench.data.errors import DataError
 from sltt_bench.data.images import ImageSource
-from sltt_bench.data.source import Count, Progress
+from sltt_bench.data.source import Progress
 
 PAGE = "https://image-net.org/download-images"
 

@@ -26,7 +26,7 @@ ORIENTATION = 0x0112
 class ImageSource(DataSource):
     """What data sets share that are a folder of images for each class, augmented as ImageNet is."""
 
-    image_size: Annotated[int, Field(ge=8)] = 224
+    image_size: Annotated[int, Field(ge=8, le=65_536)] = 224
     """Pixels of a side; 224 is published for ImageNet, less makes smoke runs small."""
 
     mean: ClassVar[tuple[float, float, float]] = (0.485, 0.456, 0.406)

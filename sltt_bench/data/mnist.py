@@ -4,9 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from sltt_bench.common.strict import Count
 from sltt_bench.data.download import all_or_nothing, already_there, decompress, fetch
 from sltt_bench.data.errors import absent, damaged, reading
-from sltt_bench.data.source import Count, DataBundle, DataPlace, DataSource, Progress, Samples, Shape
+from sltt_bench.data.source import DataBundle, DataPlace, DataSource, Progress, Samples, Shape
 
 if TYPE_CHECKING:
     from torch import Tensor

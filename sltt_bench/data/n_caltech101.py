@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from sltt_bench.common.extras import load_extra
+from sltt_bench.common.strict import Count
 from sltt_bench.data.download import already_there, fetch, tonic_dataset, unpack_and_find, unpack_to
 from sltt_bench.data.errors import DataError, absent
 from sltt_bench.data.events import (
@@ -25,7 +26,7 @@ from sltt_bench.data.events import (
     tested_places,
 )
 from sltt_bench.data.images import class_folders
-from sltt_bench.data.source import Count, Progress, Seed
+from sltt_bench.data.source import Progress, Seed
 
 EVENT_BYTES = 5
 

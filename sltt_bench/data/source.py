@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 from pydantic import AfterValidator, Field, model_validator
 
 from sltt_bench.common.format import counted
-from sltt_bench.common.strict import Strict
+from sltt_bench.common.strict import Count, Strict
 from sltt_bench.common.yaml_text import YAMLFault, parse_yaml
 from sltt_bench.data.errors import DamagedData, DataError, UnendingRead
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Count = Annotated[int, Field(ge=1)]
 Shape = tuple[int, int, int]
 
 
@@ -36,7 +35,7 @@ PLACE = object()
 """In a field's `Annotated`, marks one that decides which files are read or how: commands that look at them are given it."""
 Below = Annotated[str, AfterValidator(_below), PLACE]
 """A file or folder of the user's below the data folder: results do not say where on a machine that is."""
-Found = Annotated[int, Field(ge=0)]
+Found = Annotated[int, Field(ge=0, le=1_000_000_000)]
 """A count that 0 leaves to be found in the user's files; see DataSource.on_disk."""
 
 Modality = Literal["images", "events", "speech", "memory"]

@@ -13,19 +13,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from sltt_bench.common.extras import load_extra
+from sltt_bench.common.strict import Count
 from sltt_bench.data.download import fetch_and_unpack
 from sltt_bench.data.errors import DataError, absent, damaged, reading
 from sltt_bench.data.images import class_folders
-from sltt_bench.data.source import (
-    Count,
-    DataPlace,
-    DataSource,
-    Modality,
-    Progress,
-    Samples,
-    SamplesInFiles,
-    Shape,
-)
+from sltt_bench.data.source import DataPlace, DataSource, Modality, Progress, Samples, SamplesInFiles, Shape
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -17,18 +17,11 @@ import numpy as np
 from pydantic import Field
 
 from sltt_bench.common.extras import load_extra
+from sltt_bench.common.strict import Count
 from sltt_bench.data.beside import Lost, ask, serve
 from sltt_bench.data.download import already_there, fetch, tonic_dataset, unpack_and_find
 from sltt_bench.data.errors import DamagedData, DataError, UnendingRead, absent, damaged, reading
-from sltt_bench.data.source import (
-    SPLITS,
-    Count,
-    DataPlace,
-    DataSource,
-    Modality,
-    Progress,
-    Shape,
-)
+from sltt_bench.data.source import SPLITS, DataPlace, DataSource, Modality, Progress, Shape
 
 if TYPE_CHECKING:
     from torch import Tensor

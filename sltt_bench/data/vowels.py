@@ -11,7 +11,8 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from sltt_bench.data.source import Count, DataPlace, DataSource, Modality, Samples, Shape
+from sltt_bench.common.strict import Count
+from sltt_bench.data.source import DataPlace, DataSource, Modality, Samples, Shape
 
 FILE = Path(__file__).parent / "files" / "vowels.npz"
 LONGEST = 29

@@ -617,6 +617,13 @@ def test_other_cameras_have_other_caches() -> None:
     assert DigitsSaccade().recording("test").key != base
 
 
+@pytest.mark.parametrize("camera", [{"threshold": 1.9}, {"amplitude": 1e-3}])
+def test_a_digit_without_an_event_is_answered_with_the_camera(camera: dict[str, float]) -> None:
+    recording = DigitsSaccade.model_validate(camera).recording("train")
+    with pytest.raises(DataError, match=r"sends no event at data\.threshold .* lower the threshold"):
+        list(recording.read())
+
+
 def test_aedat_helpers_write_what_the_readers_read(tmp_path: Path) -> None:
     events = random_events(1500)
     read: Callable[[Path], np.ndarray]
