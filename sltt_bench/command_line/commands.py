@@ -17,6 +17,7 @@ from rich.padding import Padding
 from rich.table import Table
 
 from sltt_bench import backends, data, methods, models
+from sltt_bench.command_line.option_values import fields_set
 from sltt_bench.command_line.terminal import count_display, data_progress, run_display
 from sltt_bench.common.errors import nearest
 from sltt_bench.common.format import DASH, counted
@@ -592,8 +593,10 @@ def verify_data(name: str, data_dir: Path, overrides: Sequence[str], split: str 
 
 def _data_settings(overrides: Sequence[str], split: str | None) -> dict[str, Any]:
     """Field of a data set → value, of `data.field=value` texts and of --split. Raises RecipeError."""
-    given = [*overrides, *([] if split is None else [f"data.split={json.dumps(split)}"])]
-    settings, *more = parse_overrides(given, {"data.split": "--split"})
+    given = fields_set([*overrides])
+    if split is not None:
+        given.append((f"data.split={json.dumps(split)}", "--split"))
+    settings, *more = parse_overrides([text for text, _ in given], [option for _, option in given])
     if more:
         raise RecipeError("--set", ["gives a field several values; a data set has one"])
     if others := [key for key in settings if not key.startswith("data.")]:

@@ -42,7 +42,7 @@ def make_request(
         methods=chosen,
         backends=tuple(comma_list("--backend", backend) or ()),
         seeds=parse_seeds(seed),
-        grid=tuple(parse_overrides((text for text, _ in grid), origins)),
+        grid=tuple(parse_overrides([text for text, _ in grid], [option for _, option in grid])),
         origins=origins,
         device=parse_device(device),
         **further,
@@ -92,7 +92,7 @@ def fields_set(
 ) -> list[Setting]:
     """The fields that an option sets, by their `full_paths`; of each the option and the key as typed."""
     texts = assignments or []
-    typed = [f"{option} {shortened_text(text.partition('=')[0].strip(), 80)}" for text in texts]
+    typed = [f"{option} {shortened_text(text.partition('=')[0].strip(), 80)}".rstrip() for text in texts]
     return list(zip(full_paths(texts, option), typed, strict=True))
 
 

@@ -201,7 +201,7 @@ def test_a_grid_of_more_points_than_anybody_means_is_refused() -> None:
     with pytest.raises(RecipeError) as caught:
         parse_overrides(
             [f"timesteps={many}", f"train.epochs={many}", f"train.batch_size={many}", "seeds=[1]"],
-            {"timesteps": "--timesteps", "train.batch_size": "--batch-size"},
+            ["--timesteps", "--set train.epochs", "--batch-size", "--set seeds"],
         )
     fault = "a grid of 7880599 points; at most 2000 are taken"
     assert str(caught.value) == f"--timesteps, --set train.epochs, --batch-size: {fault}"
@@ -222,7 +222,7 @@ def test_a_comma_in_quotes_opens_no_grid(text: str, values: list[object]) -> Non
 
 
 def test_a_key_set_twice_names_both() -> None:
-    with pytest.raises(RecipeError, match="--set timesteps: is given twice, as '2,3' and as '4'"):
+    with pytest.raises(RecipeError, match="--set timesteps: is given twice, as '2,3' and '4'"):
         parse_overrides(["timesteps=2,3", "timesteps=4"])
 
 
