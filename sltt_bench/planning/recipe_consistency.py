@@ -66,9 +66,10 @@ def _claim_faults(
     for number, claim in enumerate(recipe.claims):
         if (fault := claim.fault()) is not None:
             yield Fault(f"claims.{number}", fault)
-        for method in filter(None, (claim.method, claim.baseline)):
+        for method in (claim.method, claim.baseline):
             try:
-                methods.promises(method)
+                if method is not None:
+                    methods.promises(method)
             except methods.UnknownMethod as error:
                 yield Fault(f"claims.{number}", str(error))
         for key, fault in _when_faults(claim.when, recipe, named, of_task):
@@ -148,12 +149,19 @@ def _panel_faults(recipe: Recipe) -> Iterator[Fault]:
         return
     other_tasks = any(grid.recipe is not None for grid in recipe.study.grids)
     for number, panel in enumerate(recipe.study.figure):
-        for part, keys in (("x", [panel.x]), ("lines", panel.lines), ("where", list(panel.where))):
-            for key in keys:
-                if key in PANEL_WORDS or (other_tasks and section_of(key) in NAMED):
-                    continue
-                if (fault := _field_fault(recipe, key)) is not None:
-                    yield Fault(f"study.figure.{number}.{part}", f"{shortened_text(key, 80)}: {fault}")
+        keys = [
+            ("x", panel.x),
+            *(("lines", key) for key in panel.lines),
+            *(("where", key) for key in panel.where),
+        ]
+        for part, key in keys:
+            if key in PANEL_WORDS or (other_tasks and section_of(key) in NAMED):
+                continue
+            fault = (
+                _when_fault(recipe, key, panel.where[key]) if part == "where" else _field_fault(recipe, key)
+            )
+            if fault is not None:
+                yield Fault(f"study.figure.{number}.{part}", f"{shortened_text(key, 80)}: {fault}")
 
 
 def _fields(place: Any) -> list[str]:

@@ -290,6 +290,10 @@ def test_the_name_of_no_recipe_to_extend_gets_the_nearest_that_there_is(write_re
         ),
         ("{y: test_top1, x: method, lines: [seeds]}", "study.figure.0.lines: seeds: decides nothing"),
         ("{y: test_top1, x: number, where: {k: 2}}", "study.figure.0.where: k: unknown key"),
+        (
+            "{y: test_top1, x: number, where: {train.lr: [0.1]}}",
+            "study.figure.0.where: train.lr: Input should be",
+        ),
     ],
 )
 def test_a_panel_of_a_study_that_would_be_empty_is_refused_before_anything_is_run(
@@ -504,6 +508,7 @@ def test_a_field_that_is_set_twice_to_one_value_is_set_once() -> None:
             {"when": {"neuron": 2}},
             "claims.0.when.neuron: is a section; name one of its fields: neuron.kind, neuron.tau",
         ),
+        ({"baseline": ""}, "claims.0: unknown method ''"),
         ({"when": {"seeds": 1}}, "claims.0.when.seeds: decides nothing that is measured"),
         (
             {"when": {"train.epochs": "ten"}},
