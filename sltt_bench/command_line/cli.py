@@ -7,14 +7,11 @@ import math
 import os
 import re
 import sys
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO, cast, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO, cast
 
 import typer
-from typer.core import TyperGroup
 
 from sltt_bench import __version__
 from sltt_bench.command_line.option_values import (
@@ -29,6 +26,40 @@ from sltt_bench.command_line.option_values import (
     sbatch_options,
     where_to_run,
 )
+from sltt_bench.command_line.options import (
+    AsJSON,
+    Backends,
+    Baseline,
+    DataDir,
+    DataOverrides,
+    DatasetName,
+    Device,
+    Devices,
+    DryRun,
+    Estimates,
+    Init,
+    Jobs,
+    Methods,
+    Out,
+    Overrides,
+    Oversubscribe,
+    ProcessesPerCell,
+    RecipeName,
+    RecipeNames,
+    Results,
+    Resume,
+    Seeds,
+    Smoke,
+    Split,
+    Submitted,
+    Synthetic,
+    Timeout,
+    complete_methods,
+    complete_recipe,
+    complete_shown,
+    completing,
+)
+from sltt_bench.command_line.usage import VerbsGivenOnce
 from sltt_bench.common.errors import UserError, nearest
 from sltt_bench.common.lasting_output import LastingOutput, open_closed_streams
 from sltt_bench.common.printable import make_console, print_what_the_terminal_lacks_in_ascii, printable
@@ -42,49 +73,7 @@ class _State:
     debug = False
 
 
-class _VerbsGivenOnce(TyperGroup):
-    """An option that takes one value is given once, a switch one way, and no name or path is empty: the last would
-    count, and an empty path would be the folder at hand (a shell's variable that is not set), without a word."""
-
-    def resolve_command(self, ctx: Any, args: Any) -> Any:
-        name, command, rest = super().resolve_command(ctx, args)
-        if not (command is None or isinstance(command, TyperGroup) or ctx.resilient_parsing):
-            within = command.context_class(command, info_name=name, parent=ctx)
-            values, _, given = command.make_parser(within).parse_args(args=list(rest))
-            _check_given_once(given, rest)
-            _check_not_empty(command, values)
-        return name, command, rest
-
-
-def _check_given_once(given: Sequence[Any], words: Sequence[str]) -> None:
-    """Raises UserError for parameters that are `given` in a way of which one word would count alone."""
-    for option, times in Counter(given).items():
-        if times > 1 and not option.multiple and not getattr(option, "is_flag", True):
-            each = "give it once, with commas where it takes several values"
-            raise UserError(f"{max(option.opts, key=len)} is given {times} times; {each}")
-        ways = (option.opts, getattr(option, "secondary_opts", []))
-        if times > 1 and all(set(way).intersection(words) for way in ways):
-            raise UserError(f"{' and '.join(way[0] for way in ways)} exclude each other; give one of them")
-
-
-def _check_not_empty(command: Any, values: Mapping[str, Any]) -> None:
-    """Raises UserError for an argument, or an option's path, that is an empty word."""
-    hints = get_type_hints(command.callback)
-    for parameter in command.params:
-        value, hint = values.get(parameter.name), hints.get(parameter.name)
-        is_argument = parameter.param_type_name == "argument"
-        if (is_argument or Path in (hint, *get_args(hint))) and "" in _each(value):
-            label = (
-                (parameter.metavar or parameter.name.upper()) if is_argument else max(parameter.opts, key=len)
-            )
-            raise UserError(f"{label} '': is empty; a variable of the shell that is not set?")
-
-
-def _each(value: Any) -> Sequence[Any]:
-    return value if isinstance(value, (list, tuple)) else [value]
-
-
-class _Verbs(_VerbsGivenOnce):
+class _Verbs(VerbsGivenOnce):
     """What a user can mend becomes a message and exit code 2; --debug shows where it came from."""
 
     def invoke(self, ctx: Any) -> Any:
@@ -111,132 +100,13 @@ app = typer.Typer(
 CELL_FAILED, WRONG_USAGE = 1, 2
 
 data_app = typer.Typer(
-    cls=_VerbsGivenOnce, help="Get data sets onto the disk, and check them.", no_args_is_help=True
+    cls=VerbsGivenOnce, help="Get data sets onto the disk, and check them.", no_args_is_help=True
 )
 app.add_typer(data_app, name="data")
-analyze_app = typer.Typer(cls=_VerbsGivenOnce, help="Look into what a method does.", no_args_is_help=True)
+analyze_app = typer.Typer(cls=VerbsGivenOnce, help="Look into what a method does.", no_args_is_help=True)
 app.add_typer(analyze_app, name="analyze")
-submission_app = typer.Typer(cls=_VerbsGivenOnce, help="Results for the shared table.", no_args_is_help=True)
+submission_app = typer.Typer(cls=VerbsGivenOnce, help="Results for the shared table.", no_args_is_help=True)
 app.add_typer(submission_app, name="submission")
-
-
-# Completion -------------------------------------------------------------------------------------
-
-
-def _complete(incomplete: str, names: Iterable[str]) -> list[str]:
-    """Completes the last of a comma list."""
-    done, comma, last = incomplete.rpartition(",")
-    return [f"{done}{comma}{name}" for name in dict.fromkeys(names) if name.startswith(last)]
-
-
-def _complete_recipe(incomplete: str) -> list[str]:
-    """Recipes are arguments of their own, and no comma list."""
-    from sltt_bench.planning.recipe_files import recipe_names, study_names
-
-    return [name for name in (*recipe_names(), *study_names()) if name.startswith(incomplete)]
-
-
-def _complete_methods(incomplete: str) -> list[str]:
-    """A name with a number in it as far as the number. Loads no plug-in, which might take longer than typing the rest."""
-    from sltt_bench import methods
-    from sltt_bench.common.plugins import plugins
-
-    built_in = [re.split("[NX]", entry.label)[0] for entry in methods.METHODS.values()]
-    of_others = [re.split(r"[(\[\\]", plugin.name)[0] for plugin in plugins("methods")]
-    return _complete(incomplete, filter(None, [*built_in, *of_others]))
-
-
-def _complete_datasets(incomplete: str) -> list[str]:
-    from sltt_bench import data
-
-    return _complete(incomplete, data.names())
-
-
-def _complete_backends(incomplete: str) -> list[str]:
-    from sltt_bench import backends
-
-    return _complete(incomplete, backends.names())
-
-
-def _complete_export_formats(incomplete: str) -> list[str]:
-    from sltt_bench.export import FORMATS
-
-    return _complete(incomplete, FORMATS)
-
-
-# Shared options ---------------------------------------------------------------------------------
-
-RecipeName = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A recipe's name or file.", autocompletion=_complete_recipe)
-]
-RecipeNames = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="RECIPE",
-        help="Recipes by name or file, with spaces between them.",
-        autocompletion=_complete_recipe,
-    ),
-]
-Methods = Annotated[
-    str | None,
-    typer.Option("--method", "-m", help="Comma list, e.g. bptt,sltt,sltt-k4. Default: the recipe's.",
-                 autocompletion=_complete_methods),
-]  # fmt: skip
-Backends = Annotated[
-    str,
-    typer.Option(
-        help="Comma list: reference, native, spikingjelly, or your own.", autocompletion=_complete_backends
-    ),
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="key=value for one recipe field; key=1,2,4 makes a grid. Repeatable."),
-]
-DataDir = Annotated[
-    Path, typer.Option(help="Where data sets are.", envvar="SLTT_BENCH_DATA", file_okay=False)
-]
-Out = Annotated[Path, typer.Option(help="Where results go.", file_okay=False)]
-Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on with the last run of the same plan that did not finish.")
-]
-Smoke = Annotated[bool, typer.Option("--smoke", help="A tiny subset, network and input: seconds on a CPU.")]
-Synthetic = Annotated[
-    bool, typer.Option("--synthetic", help="Random data of the right shapes: memory and time, no accuracy.")
-]
-Jobs = Annotated[
-    int | None,
-    typer.Option(
-        "--jobs",
-        "-j",
-        min=1,
-        max=4096,
-        help="Cells that run side by side, threads shared among them. Default: 1.",
-    ),
-]
-Devices = Annotated[
-    str | None, typer.Option(help="Comma list, e.g. cuda:0,cuda:1: a cell at a time on each, side by side.")
-]
-Oversubscribe = Annotated[
-    bool,
-    typer.Option("--oversubscribe", help="Allow more cells at once than there are processors or devices."),
-]
-
-Device = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda or cuda:N.")]
-Seeds = Annotated[str | None, typer.Option(help="Comma list, e.g. 0,1,2. Default: the recipe's.")]
-Init = Annotated[str | None, typer.Option(help="Start from this checkpoint, or from `random` weights.")]
-Timeout = Annotated[
-    str | None, typer.Option(help="Wall-clock limit of one cell, e.g. 90s, 30m, 2h. Default: none.")
-]
-ProcessesPerCell = Annotated[
-    int | None,
-    typer.Option(min=1, help="Processes that share each batch of a cell, a device each (train.devices)."),
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")]
-Estimates = Annotated[
-    bool, typer.Option("--estimate/--no-estimate", help="Estimate each cell's memory before the run.")
-]
-Results = Annotated[list[Path], typer.Argument(metavar="RESULTS", help="Folders with results, at any depth.")]
-AsJSON = Annotated[bool, typer.Option("--json", help="As JSON, for scripts.")]
 
 
 # Verbs ------------------------------------------------------------------------------------------
@@ -281,7 +151,8 @@ def run(
     log: Annotated[
         str | None,
         typer.Option(
-            help="Log there too, under the names of the CSV columns: tensorboard, wandb, mlflow, mlperf (comma list)."
+            help="Log there too, under the names of the CSV columns: tensorboard, wandb, mlflow, mlperf (comma list).",
+            autocompletion=completing("sltt_bench.running.loggers:LOGGERS"),
         ),
     ] = None,
     estimates: Estimates = True,
@@ -349,7 +220,10 @@ def tune(
     oversubscribe: Oversubscribe = False,
     backend: Annotated[
         str,
-        typer.Option(help="reference, native, spikingjelly, or your own.", autocompletion=_complete_backends),
+        typer.Option(
+            help="reference, native, spikingjelly, or your own.",
+            autocompletion=completing("sltt_bench.backends:names"),
+        ),
     ] = "reference",
     out: Out = Path("results"),
     resume: Resume = False,
@@ -455,9 +329,6 @@ def submit(
     commands.show_status(submission.folder)
 
 
-Submitted = Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder that `submit` made.")]
-
-
 @app.command()
 def status(folder: Submitted, as_json: AsJSON = False) -> None:
     """Say how the cells of a submission stand, with the scheduler's reason; exit code 1 if some failed."""
@@ -486,7 +357,7 @@ def report(
         Path | None,
         typer.Option(help="Where the report goes. Default: `report` in the first folder.", file_okay=False),
     ] = None,
-    baseline: Annotated[str | None, typer.Option(help="Method that ratios refer to (default: bptt).")] = None,
+    baseline: Baseline = None,
     formats: Annotated[
         str,
         typer.Option(
@@ -538,7 +409,7 @@ def power(
     ] = "0.5,1,2",
     method: Annotated[
         str | None,
-        typer.Option("--method", "-m", help="Comma list. Default: all.", autocompletion=_complete_methods),
+        typer.Option("--method", "-m", help="Comma list. Default: all.", autocompletion=complete_methods),
     ] = None,
     baseline: Annotated[str, typer.Option(help="Method that is paired with each.")] = "bptt",
     figure: Annotated[
@@ -589,15 +460,15 @@ def estimate(
     ] = None,
     gpu_file: Annotated[Path | None, typer.Option(help="A YAML file with more GPUs.", dir_okay=False)] = None,
     overrides: Overrides = None,
-    nproc_per_cell: ProcessesPerCell = None,
-    backend: Backends = "reference",
+    smoke: Smoke = False,
     device: Annotated[
         str, typer.Option(help="cuda or cpu: the run that is estimated; neither is needed here.")
     ] = "cuda",
-    smoke: Smoke = False,
+    nproc_per_cell: ProcessesPerCell = None,
+    backend: Backends = "reference",
     out: Out = Path("results"),
     resume: Resume = False,
-    baseline: Annotated[str | None, typer.Option(help="Method that ratios refer to (default: bptt).")] = None,
+    baseline: Baseline = None,
     as_json: AsJSON = False,
 ) -> None:
     """Count the memory and compute of a run, exactly, without a GPU and without data."""
@@ -655,7 +526,7 @@ def show(
         typer.Argument(
             metavar="RECIPE|METHOD|RUN",
             help="A recipe's name or file, a method's name, or the folder of a run.",
-            autocompletion=_complete_recipe,
+            autocompletion=complete_shown,
         ),
     ],
     overrides: Overrides = None,
@@ -686,7 +557,7 @@ def show(
 def init(
     path: Annotated[Path, typer.Argument(metavar="NAME", help="The new recipe: a name, or a file's path.")],
     source: Annotated[
-        str, typer.Option("--from", help="The recipe that it is a copy of.", autocompletion=_complete_recipe)
+        str, typer.Option("--from", help="The recipe that it is a copy of.", autocompletion=complete_recipe)
     ] = "digits",
 ) -> None:
     """Write a recipe to start from, with the meaning of each key, and the schema that editors check it with."""
@@ -723,7 +594,9 @@ def export(
     format_name: Annotated[
         str,
         typer.Option(
-            "--format", help="nir, onnx, state-dict or eval-results.", autocompletion=_complete_export_formats
+            "--format",
+            help="nir, onnx, state-dict or eval-results.",
+            autocompletion=completing("sltt_bench.export:FORMATS"),
         ),
     ] = "nir",
     out: Annotated[
@@ -734,7 +607,7 @@ def export(
         str | None, typer.Option(help="eval-results: the benchmark's data set on the Hub, OWNER/NAME.")
     ] = None,
     task_id: Annotated[
-        str | None, typer.Option(help="eval-results: the benchmark's task (default: default).")
+        str | None, typer.Option(help="eval-results: the benchmark's task. Default: default.")
     ] = None,
     source_url: Annotated[
         str | None, typer.Option(help="eval-results: where the run's files can be seen.")
@@ -785,12 +658,12 @@ def gradients(
     batches: Annotated[int, typer.Option(help="Training batches to look at.")] = 8,
     compared: Annotated[
         str | None, typer.Option("--method-gradients", help="Methods whose gradients are set beside BPTT's (comma list).",
-                                 autocompletion=_complete_methods)
+                                 autocompletion=complete_methods)
     ] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Weights to start from.", dir_okay=False)] = None,
     method: Annotated[
         str, typer.Option("--method", "-m", help="What trains the network (comma list).",
-                          autocompletion=_complete_methods)
+                          autocompletion=complete_methods)
     ] = "bptt",
     seed: Seeds = None,
     overrides: Overrides = None,
@@ -829,20 +702,6 @@ def gradients(
     )
     code = _carry_out(plans, dry_run, timeout, out=out, data_dir=data_dir, resume=resume, places=places)
     raise typer.Exit(code)
-
-
-DatasetName = Annotated[
-    str, typer.Argument(metavar="NAME", help="A data set's name.", autocompletion=_complete_datasets)
-]
-Split = Annotated[
-    str | None, typer.Option(help="One of its splits, where there are several (dvs-gesture, ssc).")
-]
-DataOverrides = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", help="data.field=value as in a recipe, where your data lie elsewhere: data.folder=pictures."
-    ),
-]
 
 
 @data_app.command()

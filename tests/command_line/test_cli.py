@@ -11,7 +11,8 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from sltt_bench.command_line.cli import _complete_methods, _complete_recipe, app
+from sltt_bench.command_line.cli import app
+from sltt_bench.command_line.options import complete_methods, complete_recipe
 from sltt_bench.planning.plan import Request, make_plans
 from sltt_bench.planning.recipe import load_recipe
 from sltt_bench.planning.recipe_files import recipe_folder, recipe_names
@@ -353,9 +354,9 @@ def test_show_prints_a_recipe_that_loads_again(tmp_path: Path) -> None:
 
 
 def test_completion_offers_recipes_and_the_next_method_of_a_list() -> None:
-    assert "digits" in _complete_recipe("dig")
-    assert _complete_recipe("digits,mn") == [], "recipes are no list with commas"
-    assert _complete_methods("bptt,sl")[0] == "bptt,sltt"
+    assert "digits" in complete_recipe("dig")
+    assert complete_recipe("digits,mn") == [], "recipes are no list with commas"
+    assert complete_methods("bptt,sl")[0] == "bptt,sltt"
 
 
 @pytest.mark.parametrize(
@@ -365,6 +366,9 @@ def test_completion_offers_recipes_and_the_next_method_of_a_list() -> None:
         ("sltt-bench run digits --method bptt,sltt-k", ["bptt,sltt-k"]),
         ("sltt-bench run digits --backend reference,na", ["reference,native"]),
         ("sltt-bench export runs --format state", ["state-dict"]),
+        ("sltt-bench run digits --log tensorboard,ml", ["tensorboard,mlflow", "tensorboard,mlperf"]),
+        ("sltt-bench report results --baseline sltt-k", ["sltt-k"]),
+        ("sltt-bench show ott", ["ottt", "ottt-o"]),
         ("sltt-bench data prep", ["prepare"]),
         ("sltt-bench report results --basel", ["--baseline"]),
     ],

@@ -10,7 +10,8 @@ import pytest
 from checkout import ROOT
 from typer.testing import CliRunner
 
-from sltt_bench.command_line.cli import _complete_methods, app
+from sltt_bench.command_line.cli import app
+from sltt_bench.command_line.options import complete_methods
 
 PAGE = (ROOT / "docs" / "own-method.md").read_text(encoding="utf-8")
 
@@ -33,7 +34,7 @@ def test_the_documented_method_runs_next_to_bptt_and_sltt(
     scope["test_my_method_keeps_its_promises"]()
     listed = CliRunner().invoke(app, ["list", "methods"]).output
     assert re.search(r"^  traced-lX +plug-in: my_methods:traced_sltt *$", listed, re.MULTILINE)
-    assert _complete_methods("bptt,tr") == ["bptt,traced-l"]
+    assert complete_methods("bptt,tr") == ["bptt,traced-l"]
     unknown = CliRunner().invoke(app, ["run", "digits", "--method", "traced-l"]).output
     assert "(did you mean 'traced-l0.5'?)" in unknown
     assert "conversion, traced-lX (N and X stand for numbers)" in unknown
