@@ -9,6 +9,7 @@ from sltt_bench.common.errors import nearest
 from sltt_bench.planning.plan import Cell, Plan, Request, make_plans, processes_per_cell
 from sltt_bench.planning.recipe_faults import RecipeError
 from sltt_bench.planning.recipe_fields import NeuronRecipe, Recipe
+from sltt_bench.planning.recipe_validation import elsewhere
 
 LAST = "last"
 """The word for the recipe's last epoch."""
@@ -84,7 +85,10 @@ def full_paths(assignments: Iterable[str], option: str = "--over") -> list[str]:
         of_neuron = name in NeuronRecipe.model_fields
         if name and separator and "." not in name and not of_neuron and name not in Recipe.model_fields:
             known = [*NeuronRecipe.model_fields, *Recipe.model_fields]
-            raise RecipeError(option, [f"{name}: no field of recipes or neurons{nearest(name, known)}"])
+            raise RecipeError(
+                option,
+                [f"{name}: no field of recipes or neurons{elsewhere(name, name) or nearest(name, known)}"],
+            )
         paths.append(f"neuron.{name}{separator}{values}" if of_neuron else assignment)
     return paths
 

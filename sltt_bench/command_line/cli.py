@@ -395,7 +395,7 @@ def compare(
         _fail(f"--threshold {threshold:g}: wants a relative change from 0 on, e.g. 0.05")
     for path in (a, b):
         if not path.exists():
-            _fail(f"{path}: no such folder")
+            _fail(f"{path}: no such folder; `sltt-bench run RECIPE` makes results")
     comparison = compare_sets(a, b, threshold)
     if comparison.regressions:
         raise typer.Exit(CELL_FAILED)

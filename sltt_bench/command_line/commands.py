@@ -529,7 +529,7 @@ def check_is_recipe(name: str) -> None:
     except RecipeError:
         if "/" in name or any(Path(f"{name}{ending}").exists() for ending in ("", ".yaml")):
             raise
-        known = [*recipe_names(), *methods.examples()]
+        known = [*recipe_names(), *study_names(), *methods.names_near(name)]
         fault = f"no recipe or method has this name{nearest(name, known)}; `sltt-bench list` shows all"
         raise RecipeError(name, [fault]) from None
 

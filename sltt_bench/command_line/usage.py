@@ -15,13 +15,38 @@ class VerbsGivenOnce(TyperGroup):
     count, and an empty path would be the folder at hand (a shell's variable that is not set), without a word."""
 
     def resolve_command(self, ctx: Any, args: Any) -> Any:
+        if args[0] not in self.commands and not ctx.resilient_parsing:
+            _check_is_no_part(self, ctx, args[0])
         name, command, rest = super().resolve_command(ctx, args)
         if not (command is None or isinstance(command, TyperGroup) or ctx.resilient_parsing):
             within = command.context_class(command, info_name=name, parent=ctx)
-            values, _, given = command.make_parser(within).parse_args(args=list(rest))
+            try:
+                values, _, given = command.make_parser(within).parse_args(args=list(rest))
+            except Exception as error:
+                _check_is_no_field(command, getattr(error, "option_name", ""))
+                raise
             _check_given_once(given, rest)
             _check_not_empty(command, values)
         return name, command, rest
+
+
+def _check_is_no_part(group: TyperGroup, ctx: Any, word: str) -> None:
+    """Raises UserError for a word that is a command of a group within this one, or one of its options without --."""
+    for name, command in group.commands.items():
+        if isinstance(command, TyperGroup) and word in command.commands:
+            raise UserError(f"no command {word!r} (did you mean '{name} {word}'?)")
+    if any(f"--{word}" in parameter.opts for parameter in group.get_params(ctx)):
+        raise UserError(f"no command {word!r} (did you mean '--{word}'?)")
+
+
+def _check_is_no_field(command: Any, option: str) -> None:
+    """Raises UserError for an option that there is not, but a recipe's field of its name, which --set sets."""
+    from sltt_bench.planning.recipe_validation import place_of
+
+    known = [name for parameter in command.params for name in parameter.opts]
+    place = place_of(option.lstrip("-").replace("-", "_"))
+    if option not in known and "--set" in known and place is not None:
+        raise UserError(f"{option}: no such option; a field of the recipe is set with --set {place}=VALUE")
 
 
 def _check_given_once(given: Sequence[Any], words: Sequence[str]) -> None:

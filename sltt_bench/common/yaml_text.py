@@ -133,6 +133,8 @@ class _Values:
             if not isinstance(key, str):
                 what = key_node.value if isinstance(key_node, ScalarNode) else f"a {type(key).__name__}"
                 self._fault(key_node, f"{what} is no key: a key is text (put it in quotes if it is meant)")
+            elif re.search(r":[\[{]|[:\s]\xa0", key):
+                self._fault(key_node, f"{key!r} is no key: a colon is followed by a plain space")
             elif key in mapping:
                 self._fault(key_node, f"the key {key!r} stands twice")
             else:
@@ -161,6 +163,13 @@ class _Values:
         self.faults.append(f"line {node.start_mark.line + 1}: {text}")
 
 
+_REMEDIES = {
+    "mapping values are not allowed here": "; the line before may lack its colon, or this one be indented too far",
+    "expected <block end>": "; something may stand behind a value, or the line be indented otherwise than those before",
+}
+"""The parser's problem → what to look for."""
+
+
 def _explained(error: YAMLError, text: str) -> str:
     """Returns one line with the place, and a remedy if the parser's own message gives none."""
     if isinstance(error, MarkedYAMLError):
@@ -170,6 +179,9 @@ def _explained(error: YAMLError, text: str) -> str:
             words = "a tab; YAML is indented with spaces"
         if "maximum depth" in words:
             words = f"nested deeper than {MAX_DEPTH} levels"
+        if mark is not None and "\xa0" in "".join(text.splitlines()[mark.line : mark.line + 1]):
+            words = "a non-breaking space; YAML knows plain spaces alone"
+        words += next((remedy for problem, remedy in _REMEDIES.items() if problem in words), "")
         place = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
         return place + words
     position = getattr(error, "position", None)  # that of a character that YAML does not allow

@@ -328,8 +328,16 @@ def examples() -> list[str]:
     return [_example(label) for label in labels()]
 
 
-def _example(label: str) -> str:
-    return label.replace("N", "2").replace("X", "0.5")
+def _example(label: str, count: str = "2", number: str = "0.5") -> str:
+    return label.replace("N", count).replace("X", number)
+
+
+def names_near(name: str) -> list[str]:
+    """Returns names among which a mistyped one is looked for: `examples`, and as many with the number that was typed."""
+    if (typed := re.search(r"[1-9]\d*|0\.\d+", name)) is None:
+        return examples()
+    numbers = {"number" if "." in typed[0] else "count": typed[0]}
+    return [*examples(), *(_example(label, **numbers) for label in labels())]
 
 
 def label_of(plugin: EntryPoint) -> str:
@@ -505,4 +513,7 @@ def _find(name: str) -> tuple[re.Match[str], MethodEntry | MethodFactory]:
         except re.error:
             continue  # the entry's name is not a regular expression, so it can match no method
     known = f"{', '.join(labels())} (N and X stand for numbers)"
-    raise UnknownMethod(f"unknown method {name!r}{nearest(name, examples())}; known: {known}")
+    several = "; several are given with commas between them" if " " in name.strip() else ""
+    raise UnknownMethod(
+        f"unknown method {name!r}{several or nearest(name, names_near(name))}; known: {known}"
+    )

@@ -24,6 +24,9 @@ class RecipeError(UserError, ValueError):
         self.faults = faults
 
 
+MISSING = "is missing and has no default"
+
+
 class Fault(NamedTuple):
     """One thing that is wrong with a recipe."""
 
@@ -101,8 +104,11 @@ def blamed_on_settings(fault: Fault, layers: Sequence[Layer]) -> str | None:
     """Returns the fault, prefixed by the setting of this field or of a section around it; None if there is no such setting."""
     for layer in reversed(layers):
         for key in holders(fault.key):
-            if key in layer.values:
-                return f"{layer.origins[key]}: {fault.text if key == fault.key else fault}"
+            if key not in layer.values:
+                continue
+            if fault.text == MISSING:
+                return f"{layer.origins[key]}: {fault}; all of {key} is set here: one field is {key}.NAME"
+            return f"{layer.origins[key]}: {fault.text if key == fault.key else fault}"
     return None
 
 
@@ -117,7 +123,11 @@ def blamed_on_layer(fault: Fault, layer: Layer, faults_with: Callable[[Layer], C
     causes = [key for key in gone if others[key] <= {*faults_with(layer)}] or gone
     if layer.place and not causes:
         return f"{layer.place}: {fault}"
-    return f"{', '.join(layer.origins[key] for key in causes or layer.values)}: {fault}"
+    line = f"{', '.join(layer.origins[key] for key in causes or layer.values)}: {fault}"
+    section, _, field = causes[0].partition(".") if len(causes) == 1 else ("", "", "")
+    if field == "name" and fault.key.startswith(f"{section}."):
+        line += f"; set all of the section instead: {section}={{name: {layer.values[causes[0]]}}}"
+    return line
 
 
 def blamed(

@@ -197,7 +197,7 @@ class TuningRecipe(Strict):
                 raise ValueError(f"grid: {name} needs two values or more, each once")
             if section_of(name) not in _SEARCHABLE or name in _NOT_SEARCHABLE:
                 raise ValueError(
-                    f"grid: {name} cannot be searched; it must be a field of {', '.join(_SEARCHABLE)}, "
+                    f"grid: {name} cannot be searched; it must be a field of {', '.join(_SEARCHABLE)}, such as train.lr, "
                     f"but for {', '.join(_NOT_SEARCHABLE)}"
                 )
         if len(set(self.seeds)) < len(self.seeds):

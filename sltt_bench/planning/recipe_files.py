@@ -43,7 +43,9 @@ def find_recipe(name_or_path: str) -> Path:
         if _is_folder(path):
             raise RecipeError(name_or_path, ["no such file: it is a folder; give a recipe's file"])
         hint = ""
-        if path.stem in recipe_names():
+        if path.parent.name == STUDIES and f"{STUDIES}/{path.stem}" in study_names():
+            hint = f" (the shipped study is called {STUDIES}/{path.stem}, without ending)"
+        elif path.stem in recipe_names():
             hint = f" (the shipped recipe is called {path.stem}, without folder and ending)"
         else:
             with suppress(OSError, ValueError):  # where it cannot even be a path
@@ -62,6 +64,8 @@ def find_recipe(name_or_path: str) -> Path:
     hint = nearest(name_or_path, names)
     if _is_file(Path(f"{name_or_path}.yaml")):
         hint, ending = "", f", but a file has: give it with its ending, {name_or_path}.yaml"
+    if f"{STUDIES}/{name_or_path}" in study_names():
+        hint, ending = f" (did you mean the study '{STUDIES}/{name_or_path}'?)", ""
     if "," in name_or_path:
         hint, ending = "", "; several are given with spaces between them"
     fault = f"no {what} has this name{hint}{ending}; `sltt-bench list {all_of_them}` shows all"

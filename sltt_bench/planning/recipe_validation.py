@@ -12,7 +12,7 @@ from sltt_bench import data, models
 from sltt_bench.common.errors import nearest, shortened, shortened_text
 from sltt_bench.common.plugins import PluginFailed
 from sltt_bench.common.yaml_text import YAMLFault, parse_yaml
-from sltt_bench.planning.recipe_faults import Fault
+from sltt_bench.planning.recipe_faults import MISSING, Fault
 from sltt_bench.planning.recipe_fields import Recipe, section_of
 
 NAMED: dict[str, Callable[[str], type[BaseModel]]] = {
@@ -51,7 +51,8 @@ def validated(
 def validate_options(section: str, value: Any, options_type: Any) -> tuple[Any, list[Fault]]:
     """The options of a section of NAMED, or None and all that is wrong with them."""
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-        return None, [Fault(section, "must be a mapping with a `name`")]
+        example = f": {{name: {shortened_text(value, 80)}}}" if isinstance(value, str) else ""
+        return None, [Fault(section, f"must be a mapping with a `name`{example}")]
     try:
         kind = options_type(value["name"])
     except (PluginFailed, ValueError) as error:
@@ -78,7 +79,7 @@ def faults_of(
                 f"unknown key{elsewhere(name, key) or nearest(name, known)}; known here: {', '.join(known)}"
             )
         elif detail["type"] == "missing":
-            text = "is missing and has no default"
+            text = MISSING
         elif detail["type"] == "value_error":
             text = str(detail["ctx"]["error"])
         else:
@@ -102,11 +103,18 @@ _WANTED = {
 def elsewhere(name: str, key: str) -> str:
     """' (did you mean …?)' where a field of recipes has this name in another place than at the dotted key, or is at the
     place that the name itself says with dots; else ''."""
+    if (dotted := re.sub("[:/]", ".", name)) != name and _places().get(dotted.rpartition(".")[2]) == dotted:
+        return f" (did you mean {dotted!r}?)"
     section, _, last = name.rpartition(".")
     place = _places().get(last, "")
     if section:
         return f" (did you mean {last!r} within the section {section!r}?)" if place == name else ""
     return f" (did you mean {place!r}?)" if place not in ("", key) else ""
+
+
+def place_of(name: str) -> str | None:
+    """The dotted place in recipes of a field of this name; of several the first; None: there is none."""
+    return _places().get(name)
 
 
 @cache
@@ -132,6 +140,10 @@ def _remedy(value: Any, kind: str) -> str:
         return "; YAML 1.2 writes true and false"
     if isinstance(value, str) and re.fullmatch(r"[-+]?\d[\d_]*(\.[\d_]*)?", value) and "_" in value:
         return f"; YAML 1.2 has no underscores in numbers: write {value.replace('_', '')}"
+    if isinstance(value, str) and re.fullmatch(r"[a-z_.]+=.*", value):
+        return "; another field has a --set of its own"
+    if isinstance(value, str) and re.search("[“”„‘’«»]", value):
+        return "; text is quoted with plain quotes"
     if isinstance(value, str) and kind.endswith("_type"):
         with suppress(YAMLFault):
             if not isinstance(parse_yaml(value), str | None):

@@ -55,6 +55,24 @@ NO_RECIPES = {
     "an alias of nothing": ("a: *b\n", "undefined alias 'b'"),
     "a number of 5,000 digits": (f"timesteps: {'9' * 5000}\n", "line 1: a number of 5000 digits"),
     "a tab": ("train:\n\tepochs: 2\n", "line 2, column 1: a tab; YAML is indented with spaces"),
+    "a non-breaking space": (
+        "extends: digits\nseeds: [1]\u00a0\n",
+        "line 2, column 11: a non-breaking space",
+    ),
+    "no space behind a colon": (
+        "extends: digits\ntrain:{epochs: 2}\n",
+        "line 2: 'train:{epochs' is no key: a colon",
+    ),
+    "a non-breaking space behind a colon": (
+        "train:\u00a0{epochs: 2}\n",
+        "line 1: 'train:\\xa0{epochs' is no key",
+    ),
+    "no colon": ("extends digits\ntrain: 3\n", "the line before may lack its colon"),
+    "text behind a value": ("extends: digits\nseeds: [1];\n", "something may stand behind a value"),
+    "round quotes": (
+        "extends: digits\nneuron: {reset: “soft”}\n",
+        "'“soft”'; text is quoted with plain quotes",
+    ),
     "a control character": ("description: a\nname: \x07\n", "line 2: the control character '\\x07'"),
     "half a letter": (
         'description: "\\ud800"\n',
