@@ -288,7 +288,7 @@ def submit(
     ] = None,
 ) -> None:
     """Do what `run` does on a Slurm cluster: one job array, a job for each cell, all results in one folder."""
-    from sltt_bench.command_line import commands
+    from sltt_bench.command_line import commands, verbs
     from sltt_bench.command_line.slurm import Resources
     from sltt_bench.command_line.slurm import submit as hand_over
     from sltt_bench.planning.checkpoint_file import checkpoint_file
@@ -326,15 +326,15 @@ def submit(
     submission = hand_over(
         plans, resources, out=out, data_dir=data_dir, command=command, timeout_s=timeout_s, resume=resume
     )
-    commands.show_status(submission.folder)
+    verbs.show_status(submission.folder)
 
 
 @app.command()
 def status(folder: Submitted, as_json: AsJSON = False) -> None:
     """Say how the cells of a submission stand, with the scheduler's reason; exit code 1 if some failed."""
-    from sltt_bench.command_line import commands
+    from sltt_bench.command_line import verbs
 
-    raise typer.Exit(commands.show_status(folder, as_json=as_json))
+    raise typer.Exit(verbs.show_status(folder, as_json=as_json))
 
 
 @app.command()
@@ -345,9 +345,9 @@ def cancel(
     ] = None,
 ) -> None:
     """End the jobs of a submission that wait or run; what was measured stays."""
-    from sltt_bench.command_line import commands
+    from sltt_bench.command_line import verbs
 
-    commands.cancel(folder, comma_list("--cell", cell))
+    verbs.cancel(folder, comma_list("--cell", cell))
 
 
 @app.command()
@@ -421,7 +421,7 @@ def power(
     as_json: AsJSON = False,
 ) -> None:
     """Say how many seeds would tell a stated effect apart, from the spread of the pairs at hand."""
-    from sltt_bench.command_line import commands
+    from sltt_bench.command_line import verbs
     from sltt_bench.report.power import print_seeds_needed, seeds_needed
     from sltt_bench.report.render.terminal import print_unread
     from sltt_bench.results.reader import read_results
@@ -432,7 +432,7 @@ def power(
         measured, results, effects, power=wanted, figure=figure, baseline=baseline, methods=methods
     )
     if as_json:
-        commands.print_json([asdict(row) for row in rows])
+        verbs.print_json([asdict(row) for row in rows])
     else:
         print_seeds_needed(rows, make_console())
     print_unread(measured.unread(), make_console(stderr=True))
@@ -514,9 +514,9 @@ def list_(
     as_json: AsJSON = False,
 ) -> None:
     """Show the recipes, studies, methods, models, data sets and backends by name."""
-    from sltt_bench.command_line import commands
+    from sltt_bench.command_line import verbs
 
-    commands.show_list(what, as_json=as_json)
+    verbs.show_list(what, as_json=as_json)
 
 
 @app.command()
@@ -534,23 +534,23 @@ def show(
     as_json: AsJSON = False,
 ) -> None:
     """Show a recipe as it resolves, with `extends`, --set and --smoke applied; a method's equations; or a run."""
-    from sltt_bench.command_line import commands
+    from sltt_bench.command_line import verbs
     from sltt_bench.planning.overrides import parse_overrides
     from sltt_bench.planning.recipe import load_recipe
 
     if Path(what).is_dir():
         if overrides or smoke:
             _fail(f"{what} is the folder of a run: --set and --smoke belong to a recipe")
-        commands.show_run(Path(what), as_json=as_json)
+        verbs.show_run(Path(what), as_json=as_json)
         return
-    if commands.is_method(what):
+    if verbs.is_method(what):
         if overrides or smoke:
             _fail(f"{what} is a method: --set and --smoke belong to a recipe")
-        commands.show_method(what, as_json=as_json)
+        verbs.show_method(what, as_json=as_json)
         return
-    commands.check_is_recipe(what)
+    verbs.check_is_recipe(what)
     points = parse_overrides(overrides or [])
-    commands.show_recipes([load_recipe(what, point, smoke=smoke) for point in points], as_json=as_json)
+    verbs.show_recipes([load_recipe(what, point, smoke=smoke) for point in points], as_json=as_json)
 
 
 @app.command()
@@ -578,9 +578,9 @@ def schema() -> None:
 @app.command()
 def doctor(as_json: AsJSON = False) -> None:
     """Say what this machine can measure: versions, GPU, sensors and what is missing."""
-    from sltt_bench.command_line import commands
+    from sltt_bench.command_line import verbs
 
-    raise typer.Exit(commands.doctor(as_json=as_json))
+    raise typer.Exit(verbs.doctor(as_json=as_json))
 
 
 @app.command()
@@ -640,9 +640,9 @@ def submission_check(
     as_json: AsJSON = False,
 ) -> None:
     """Say whether results meet the rules of docs/rules.md; exit code 1 if not."""
-    from sltt_bench.command_line import commands
+    from sltt_bench.command_line import verbs
 
-    raise typer.Exit(commands.check_submission(folders, as_json=as_json))
+    raise typer.Exit(verbs.check_submission(folders, as_json=as_json))
 
 
 @analyze_app.command()
@@ -709,9 +709,9 @@ def prepare(
     name: DatasetName, data_dir: DataDir = Path("data"), split: Split = None, overrides: DataOverrides = None
 ) -> None:
     """Download a data set where its source allows it, or say exactly which file to put where."""
-    from sltt_bench.command_line import commands
+    from sltt_bench.command_line import verbs
 
-    commands.prepare_data(name, data_dir, overrides or [], split)
+    verbs.prepare_data(name, data_dir, overrides or [], split)
 
 
 @data_app.command()
@@ -719,9 +719,9 @@ def verify(
     name: DatasetName, data_dir: DataDir = Path("data"), split: Split = None, overrides: DataOverrides = None
 ) -> None:
     """Check counts, shapes, classes and checksums; exit code 1 if something is wrong."""
-    from sltt_bench.command_line import commands
+    from sltt_bench.command_line import verbs
 
-    raise typer.Exit(commands.verify_data(name, data_dir, overrides or [], split))
+    raise typer.Exit(verbs.verify_data(name, data_dir, overrides or [], split))
 
 
 # A verb's work -------------------------------------------------------------------------------

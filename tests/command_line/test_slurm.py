@@ -109,7 +109,7 @@ CELLS = (
 def test_what_a_submission_leaves_out_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     submission = types.SimpleNamespace(folder=tmp_path)
     monkeypatch.setattr("sltt_bench.command_line.slurm.submit", lambda plans, *args, **how: submission)
-    monkeypatch.setattr("sltt_bench.command_line.commands.show_status", lambda folder: 0)
+    monkeypatch.setattr("sltt_bench.command_line.verbs.show_status", lambda folder: 0)
     arguments = [
         "submit",
         "digits",
