@@ -35,6 +35,7 @@ from sltt_bench.planning.recipe import (
 )
 from sltt_bench.planning.recipe_fields import OF_ONE_EXPERIMENT, Recipe
 from sltt_bench.planning.studies import TASK, task_name
+from sltt_bench.results.progress import progress_of
 from sltt_bench.results.schema import CHECKPOINTS_FOLDER, FILES
 from sltt_bench.results.writer import RunFolder, read_provenance
 from sltt_bench.running import cell_checks
@@ -43,7 +44,7 @@ from sltt_bench.running.jobs import usable_processors
 from sltt_bench.running.lanes import Place
 from sltt_bench.running.loggers import Displays, LogDisplay
 from sltt_bench.running.preflight import PREFLIGHT_LIMIT_S, Preflight, preflight
-from sltt_bench.running.runner import Display, NotRunnable, PlannedRun, describe, finished_cells
+from sltt_bench.running.runner import Display, NotRunnable, PlannedRun, describe
 from sltt_bench.running.runner import run_plans as start_runs
 
 
@@ -220,7 +221,7 @@ def _earlier_run(plan: Plan, out: Path) -> Path | None:
 
 def _left_of(plan: Plan, path: Path | None) -> list[Cell]:
     """The cells that an earlier run has not finished."""
-    finished = set() if path is None else finished_cells(path)
+    finished = frozenset() if path is None else progress_of(path).finished
     return [cell for cell in plan if cell.cell_id not in finished]
 
 
@@ -238,7 +239,7 @@ def finished_checkpoint(out: Path, recipe: str, cell_id: str) -> Path | None:
     """The newest checkpoint of a cell that finished, if there is one."""
     for path in sorted((out / recipe).glob("*/"), reverse=True):
         checkpoint = path / CHECKPOINTS_FOLDER / f"{cell_id}.pt"
-        if checkpoint.is_file() and cell_id in finished_cells(path):
+        if checkpoint.is_file() and cell_id in progress_of(path).finished:
             return checkpoint
     return None
 

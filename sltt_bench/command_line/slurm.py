@@ -20,6 +20,7 @@ from typing import Any, Literal
 from sltt_bench.common.errors import UserError
 from sltt_bench.common.extras import load_extra
 from sltt_bench.planning.plan import Cell, Plan, cell_from_dict
+from sltt_bench.results.progress import progress_of
 from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE
 from sltt_bench.results.writer import (
     ResultsError,
@@ -29,7 +30,7 @@ from sltt_bench.results.writer import (
     read_rows,
     write_atomically,
 )
-from sltt_bench.running.runner import Display, NotRunnable, PlannedRun, finished_cells, run_plans
+from sltt_bench.running.runner import Display, NotRunnable, PlannedRun, run_plans
 
 STATE_FOLDER = ".slurm"
 SUBMISSION_FILE = "submission.json"
@@ -312,7 +313,7 @@ def _status_of(
     rows = [] if run is None else read_rows(run / CELLS_FILE)
     epochs = set() if run is None else {row["epoch"] for row in read_rows(run / EPOCHS_FILE)}
     state: State
-    if run is not None and cell.cell_id in finished_cells(run):
+    if run is not None and cell.cell_id in progress_of(run).finished:
         state, reason = "done", ""
     elif slurm_state in _WAITS:
         state, reason = "queued", slurm_reason

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -20,11 +20,10 @@ from sltt_bench.common.errors import UserError
 from sltt_bench.common.format import format_bytes
 from sltt_bench.common.printable import printable
 from sltt_bench.common.yaml_text import dump_yaml
+from sltt_bench.results.progress import progress_of
 from sltt_bench.results.schema import (
-    CELLS_FILE,
     CELLS_FOLDER,
     CHECKPOINTS_FOLDER,
-    EPOCHS_FILE,
     FILES,
     JSON_COLUMNS,
     LOGS_FOLDER,
@@ -34,9 +33,6 @@ from sltt_bench.results.schema import (
     TIMELINE_FILE,
     Column,
 )
-
-if TYPE_CHECKING:
-    from sltt_bench.results.tables import Skipped
 
 
 class ResultsError(UserError):
@@ -146,30 +142,15 @@ class RunFolder:
         """Returns where the checkpoint of a cell goes."""
         return self.path / CHECKPOINTS_FOLDER / f"{cell_id}.pt"
 
-    def damage(self) -> "list[Skipped]":
-        """Returns the rows of cells and epochs that cannot be read, each with the reason."""
-        from sltt_bench.results import tables
-
-        damage: list[Skipped] = []
-        for file in (CELLS_FILE, EPOCHS_FILE):
-            tables.read_rows(self.path / file, damage)
-        return damage
-
     def check_version(self) -> None:
         """Raises ResultsError if the folder has rows of a newer version of the format.
 
         This version cannot read such rows, and would measure their cells again and add rows among them.
         """
-        from sltt_bench.results import tables
-
-        for file in (CELLS_FILE, EPOCHS_FILE):
-            path = self.path / file
-            lines = tables.whole_lines(path, []) if path.exists() else []
-            versions = {row.get("schema_version", "") for row in _by_name([line for _, line in lines])}
-            newer = [version for version in versions if version.isdecimal() and int(version) > SCHEMA_VERSION]
-            if newer:
+        for file, version in progress_of(self.path).versions.items():
+            if version > SCHEMA_VERSION:
                 raise ResultsError(
-                    f"{path}: its rows are of version {max(newer, key=int)} of the format, this sltt-bench writes version "
+                    f"{self.path / file}: its rows are of version {version} of the format, this sltt-bench writes version "
                     f"{SCHEMA_VERSION}; update it, or start a run of its own without --resume"
                 )
 
@@ -229,11 +210,6 @@ def read_rows(path: Path, of_cell: str | None = None) -> list[dict[str, str]]:
     from sltt_bench.results import tables  # here, since it loads pandas, which writers do not need
 
     return tables.read_rows(path, [], of_cell=of_cell)
-
-
-def _by_name(lines: list[list[str]]) -> Iterator[dict[str, str]]:
-    """Returns the fields of each line by the names in the first line."""
-    return (dict(zip(lines[0], fields, strict=False)) for fields in lines[1:])
 
 
 def set_torn_line_aside(path: Path) -> None:

@@ -16,7 +16,8 @@ from sltt_bench.command_line.cli import app
 from sltt_bench.command_line.terminal import _Lines
 from sltt_bench.kinds import KINDS
 from sltt_bench.planning.plan import Cell, Plan, Request, make_plans
-from sltt_bench.results.cell_row import Outcome, cell_key, cell_row
+from sltt_bench.results import tables
+from sltt_bench.results.cell_row import Outcome, cell_key, cell_row, circumstances
 from sltt_bench.results.reader import Run
 from sltt_bench.results.schema import (
     CELL_COLUMNS,
@@ -127,6 +128,33 @@ def test_an_unfinished_run_is_resumed_before_a_finished_one_of_a_later_name(tmp_
     earlier = commands._earlier_run(plan, tmp_path)
     assert earlier is not None
     assert earlier.name == "20260101-110000-aaaa"
+
+
+def test_a_resumed_run_reads_the_rows_of_its_folder_once_and_again_for_its_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, folder = two_cells(), folder_of(tmp_path)
+    folder.write_provenance({"plan": [cell.cell_id for cell in plan]})
+    for cell in plan:
+        outcome = Outcome("ok")
+        epoch = {**cell_key(cell, outcome), **circumstances(cell, outcome), "epoch": 1, "cold": False}
+        folder.append(EPOCHS_FILE, epoch)
+        folder.append(CELLS_FILE, cell_row(cell, outcome, {1: {}}))
+    folder.close()
+    read: list[str] = []
+    whole_lines = tables.whole_lines
+
+    def counted(path: Path, *arguments: Any, **options: Any) -> Any:
+        read.append(path.name)
+        return whole_lines(path, *arguments, **options)
+
+    monkeypatch.setattr(tables, "whole_lines", counted)
+    code, output = run(
+        "digits", "--smoke", "--method", "bptt,sltt", "--seed", "0", "--out", str(tmp_path), "--resume"
+    )
+    assert code == 0, output
+    assert output.count("finished before, kept") == 2
+    assert sorted(read) == [CELLS_FILE, CELLS_FILE, EPOCHS_FILE, EPOCHS_FILE]
 
 
 @pytest.mark.parametrize(("keep", "left"), [("true", 1), ("false", 0)])
