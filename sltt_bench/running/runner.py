@@ -242,7 +242,7 @@ class _RunRecord:
         attempts.setdefault(str(attempt), {"command": self._command}).update(facts)
         if "torch" in facts:
             self._provenance.setdefault("torch", facts["torch"])
-        self.folder.write_provenance(self._provenance)
+        self.folder.write_provenance(self._provenance, cell.cell_id)
 
     def attempts_at(self, cell: Cell) -> int:
         """How often a cell was tried, if only for a moment."""
