@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from sltt_bench.common.atomic_files import remove_unfinished
 from sltt_bench.common.errors import UserError
 from sltt_bench.common.extras import load_extra
 from sltt_bench.planning.plan import Cell, Plan, cell_from_dict
@@ -187,6 +188,7 @@ class Submission:
         cells = [cell.to_dict() for cell in self.cells]
         content = {"cells": cells, "jobs": self.jobs, "cancelled": self.cancelled}
         path = self.folder / STATE_FOLDER / SUBMISSION_FILE
+        remove_unfinished(path.parent)
         write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
 
     def runs(self) -> dict[str, Path]:

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
-from sltt_bench.common.atomic_files import atomic_file
+from sltt_bench.common.atomic_files import atomic_file, remove_unfinished
 from sltt_bench.common.errors import UserError
 from sltt_bench.common.format import format_bytes
 from sltt_bench.common.printable import printable
@@ -68,8 +68,7 @@ class RunFolder:
                 (path / folder).mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(path / ".lock", timeout=0)
             self._lock.acquire()
-            for left in (*path.glob(".*.tmp"), *path.glob("*/.*.tmp")):  # from a process that was killed
-                left.unlink(missing_ok=True)
+            remove_unfinished(path, *path.glob("*/"))
         except Timeout:
             raise ResultsError(
                 f"{path}: another run is writing here; wait for it, or start a run of its own without --resume"
