@@ -98,7 +98,7 @@ def run_plans(
         memory = _estimated(open_cells, console, places) if estimates else Preflight()
         with _display(plans, console, memory, list(logs), len(places) > 1) as display:
             if resume and None in earlier:
-                display.remark("--resume: no earlier run has this plan; a new one starts")
+                display.remark(_NO_EARLIER_RUN)
             outcomes = start_runs(
                 runs,
                 display,
@@ -128,6 +128,9 @@ def run_plans(
         print_run(folders, console=console, baseline=baseline)
         _say(console, f"plots and verdicts: sltt-bench report {' '.join(map(str, folders))}")
     return int(any(outcome.status != "ok" and not outcome.answers for outcome in outcomes))
+
+
+_NO_EARLIER_RUN = "--resume: no earlier run has this plan; a new one starts"
 
 
 def without_refused(plans: Sequence[Plan], *, here: bool = True) -> list[Plan]:
@@ -285,8 +288,8 @@ def _say(console: Console, text: str, style: str = "dim") -> None:
 # Verbs that only show ---------------------------------------------------------------------------
 
 
-def show_plans(plans: list[Plan]) -> None:
-    """The cells that a command would run."""
+def show_plans(plans: list[Plan], *, out: Path, resume: bool) -> None:
+    """The cells that a command would run; with `resume`, also those that it would keep, and what it would do with each."""
     from sltt_bench.report.document import Column, Heading, TableCell, table_of
     from sltt_bench.report.render.terminal import print_table
 
@@ -303,6 +306,8 @@ def show_plans(plans: list[Plan]) -> None:
     shown = ("timesteps", "train.batch_size", "train.epochs")
     console = make_console()
     for plan in plans:
+        if _finished_elsewhere(plan, out, console):
+            continue
         columns = [
             column("cell", lambda cell: cell.cell_id, numeric=False),
             column("kind", lambda cell: cell.kind, numeric=False),
@@ -315,8 +320,24 @@ def show_plans(plans: list[Plan]) -> None:
             *map(override, dict.fromkeys(key for cell in plan for key in cell.overrides if key not in shown)),
         ]
         title = f"{plan.recipe.name}: {counted(len(plan), 'cell')}"
+        if resume and (path := _earlier_run(plan, out)) is not None:
+            left = _left_of(plan, path)
+            _say(
+                console,
+                f"--resume: {len(plan) - len(left)} of {counted(len(plan), 'cell')} are finished in {path}",
+            )
+            columns.append(column("--resume", partial(_left_to_do, path, left), numeric=False))
+        elif resume:
+            _say(console, _NO_EARLIER_RUN)
         print_table(table_of("plan", title, columns, plan), console)
         show_remarks(plan)
+
+
+def _left_to_do(path: Path, left: Sequence[Cell], cell: Cell) -> str:
+    """What --resume does with a cell of the run in `path`, of which the cells `left` are not finished."""
+    if cell not in left:
+        return "kept"
+    return "goes on" if (path / CHECKPOINTS_FOLDER / f"{cell.cell_id}.pt").is_file() else "runs"
 
 
 def show_remarks(plan: Plan) -> None:

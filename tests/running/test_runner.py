@@ -136,10 +136,7 @@ def test_a_resumed_run_reads_the_rows_of_its_folder_once_and_again_for_its_table
     plan, folder = two_cells(), folder_of(tmp_path)
     folder.write_provenance({"plan": [cell.cell_id for cell in plan]})
     for cell in plan:
-        outcome = Outcome("ok")
-        epoch = {**cell_key(cell, outcome), **circumstances(cell, outcome), "epoch": 1, "cold": False}
-        folder.append(EPOCHS_FILE, epoch)
-        folder.append(CELLS_FILE, cell_row(cell, outcome, {1: {}}))
+        finish(cell, folder)
     folder.close()
     read: list[str] = []
     whole_lines = tables.whole_lines
@@ -169,11 +166,41 @@ def test_the_last_checkpoint_is_kept_where_none_are_written_on_the_way(
     assert len(list(tmp_path.glob("digits/*/checkpoints/*.pt"))) == left
 
 
+def test_a_dry_run_says_what_resume_would_keep_continue_and_begin(tmp_path: Path) -> None:
+    arguments = ("digits", "--smoke", "--method", "bptt,sltt", "--seed", "0,1", "--resume", "--dry-run")
+    code, output = run(*arguments, "--out", str(tmp_path / "none"))
+    assert (code, output.count("no earlier run has this plan")) == (0, 1)
+    assert not (tmp_path / "none").exists()
+    request = Request(methods=["bptt", "sltt"], seeds=[0, 1], smoke=True, device="cpu")
+    (plan,) = make_plans("digits", request)
+    folder = folder_of(tmp_path)
+    folder.write_provenance({"plan": [cell.cell_id for cell in plan]})
+    finish(plan.cells[0], folder)
+    folder.checkpoint_path(plan.cells[2].cell_id).touch()
+    folder.close()
+    before = sorted(tmp_path.rglob("*"))
+    code, output = run(*arguments, "--out", str(tmp_path))
+    assert code == 0
+    assert f"--resume: 1 of 4 cells are finished in {folder.path}\n" in output
+    said = {fields[0]: " ".join(fields[3:]) for line in output.splitlines() if (fields := line.split())}
+    words = ("kept", "runs", "goes on", "runs")
+    assert [said[cell.cell_id] for cell in plan] == list(words)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 # Endings ----------------------------------------------------------------------------------------
 
 
 def folder_of(tmp_path: Path) -> RunFolder:
     return RunFolder.create(tmp_path, "digits")
+
+
+def finish(cell: Cell, folder: RunFolder) -> None:
+    """The rows of a cell that finished after an epoch."""
+    outcome = Outcome("ok")
+    epoch = {**cell_key(cell, outcome), **circumstances(cell, outcome), "epoch": 1, "cold": False}
+    folder.append(EPOCHS_FILE, epoch)
+    folder.append(CELLS_FILE, cell_row(cell, outcome, {1: {}}))
 
 
 def two_cells() -> Plan:
