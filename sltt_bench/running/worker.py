@@ -32,8 +32,8 @@ from sltt_bench.kinds import KINDS
 from sltt_bench.planning.plan import Cell, cell_from_dict
 from sltt_bench.results.schema import RANK_FIGURES, RANKS_FILE
 
-LIVE = ("batch", "sample")
-"""Events that are sent while a clock runs: they wait for no runner that is stopped, and whose pipe is full."""
+LIVE = ("batch", "sample", "epoch", "row")
+"""Events of a training under way: they are kept for a runner that is stopped, and whose pipe is full, without waiting for it."""
 
 
 class Reporter:
