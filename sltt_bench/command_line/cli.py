@@ -727,7 +727,9 @@ def verify(
 # A verb's work -------------------------------------------------------------------------------
 
 
-def _carry_out(plans: list["Plan"], dry_run: bool, timeout: str | None, **how: Any) -> int:
+def _carry_out(
+    plans: list["Plan"], dry_run: bool, timeout: str | None, *, out: Path, resume: bool, **how: Any
+) -> int:
     """Run the plans, `how` as `commands.run_plans` takes it, or show them alone; the exit code."""
     from sltt_bench.command_line import commands
 
@@ -735,9 +737,9 @@ def _carry_out(plans: list["Plan"], dry_run: bool, timeout: str | None, **how: A
     plans = commands.without_refused(plans)
     if dry_run:
         commands.check_batches(cell for plan in plans for cell in plan)
-        commands.show_plans(plans)
+        commands.show_plans(plans, out=out, resume=resume)
         return 0
-    return commands.run_plans(plans, timeout_s=timeout_s, **how)
+    return commands.run_plans(plans, timeout_s=timeout_s, out=out, resume=resume, **how)
 
 
 # Errors -----------------------------------------------------------------------------------------

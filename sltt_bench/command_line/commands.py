@@ -18,6 +18,7 @@ from sltt_bench.measure.gpu_support import check_gpu_is_usable
 from sltt_bench.planning.plan import Cell, Plan, value_at
 from sltt_bench.planning.recipe_faults import RecipeError
 from sltt_bench.planning.studies import TASK, task_name
+from sltt_bench.results.progress import progress_of
 from sltt_bench.results.schema import CHECKPOINTS_FOLDER, FILES
 from sltt_bench.results.writer import RunFolder, read_provenance
 from sltt_bench.running import cell_checks
@@ -26,7 +27,7 @@ from sltt_bench.running.jobs import usable_processors
 from sltt_bench.running.lanes import Place
 from sltt_bench.running.loggers import Displays, LogDisplay
 from sltt_bench.running.preflight import PREFLIGHT_LIMIT_S, Preflight, preflight
-from sltt_bench.running.runner import Display, NotRunnable, PlannedRun, describe, finished_cells
+from sltt_bench.running.runner import Display, NotRunnable, PlannedRun, describe
 from sltt_bench.running.runner import run_plans as start_runs
 
 
@@ -80,7 +81,7 @@ def run_plans(
         memory = _estimated(open_cells, console, places) if estimates else Preflight()
         with _display(plans, console, memory, list(logs), len(places) > 1) as display:
             if resume and None in earlier:
-                display.remark("--resume: no earlier run has this plan; a new one starts")
+                display.remark(_NO_EARLIER_RUN)
             outcomes = start_runs(
                 runs,
                 display,
@@ -110,6 +111,9 @@ def run_plans(
         print_run(folders, console=console, baseline=baseline)
         _say(console, f"plots and verdicts: sltt-bench report {' '.join(map(str, folders))}")
     return int(any(outcome.status != "ok" and not outcome.answers for outcome in outcomes))
+
+
+_NO_EARLIER_RUN = "--resume: no earlier run has this plan; a new one starts"
 
 
 def without_refused(plans: Sequence[Plan], *, here: bool = True) -> list[Plan]:
@@ -200,7 +204,7 @@ def _earlier_run(plan: Plan, out: Path) -> Path | None:
 
 def _left_of(plan: Plan, path: Path | None) -> list[Cell]:
     """The cells that an earlier run has not finished."""
-    finished = set() if path is None else finished_cells(path)
+    finished = frozenset() if path is None else progress_of(path).finished
     return [cell for cell in plan if cell.cell_id not in finished]
 
 
@@ -218,7 +222,7 @@ def finished_checkpoint(out: Path, recipe: str, cell_id: str) -> Path | None:
     """The newest checkpoint of a cell that finished, if there is one."""
     for path in sorted((out / recipe).glob("*/"), reverse=True):
         checkpoint = path / CHECKPOINTS_FOLDER / f"{cell_id}.pt"
-        if checkpoint.is_file() and cell_id in finished_cells(path):
+        if checkpoint.is_file() and cell_id in progress_of(path).finished:
             return checkpoint
     return None
 
@@ -264,8 +268,8 @@ def _say(console: Console, text: str, style: str = "dim") -> None:
 # What a command would do --------------------------------------------------------------------------
 
 
-def show_plans(plans: list[Plan]) -> None:
-    """The cells that a command would run."""
+def show_plans(plans: list[Plan], *, out: Path, resume: bool) -> None:
+    """The cells that a command would run; with `resume`, also those that it would keep, and what it would do with each."""
     from sltt_bench.report.document import Column, Heading, TableCell, table_of
     from sltt_bench.report.render.terminal import print_table
 
@@ -282,6 +286,8 @@ def show_plans(plans: list[Plan]) -> None:
     shown = ("timesteps", "train.batch_size", "train.epochs")
     console = make_console()
     for plan in plans:
+        if _finished_elsewhere(plan, out, console):
+            continue
         columns = [
             column("cell", lambda cell: cell.cell_id, numeric=False),
             column("kind", lambda cell: cell.kind, numeric=False),
@@ -294,8 +300,24 @@ def show_plans(plans: list[Plan]) -> None:
             *map(override, dict.fromkeys(key for cell in plan for key in cell.overrides if key not in shown)),
         ]
         title = f"{plan.recipe.name}: {counted(len(plan), 'cell')}"
+        if resume and (path := _earlier_run(plan, out)) is not None:
+            left = _left_of(plan, path)
+            _say(
+                console,
+                f"--resume: {len(plan) - len(left)} of {counted(len(plan), 'cell')} are finished in {path}",
+            )
+            columns.append(column("--resume", partial(_left_to_do, path, left), numeric=False))
+        elif resume:
+            _say(console, _NO_EARLIER_RUN)
         print_table(table_of("plan", title, columns, plan), console)
         show_remarks(plan)
+
+
+def _left_to_do(path: Path, left: Sequence[Cell], cell: Cell) -> str:
+    """What --resume does with a cell of the run in `path`, of which the cells `left` are not finished."""
+    if cell not in left:
+        return "kept"
+    return "goes on" if (path / CHECKPOINTS_FOLDER / f"{cell.cell_id}.pt").is_file() else "runs"
 
 
 def show_remarks(plan: Plan) -> None:

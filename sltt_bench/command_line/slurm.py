@@ -17,9 +17,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from sltt_bench.common.atomic_files import remove_unfinished
 from sltt_bench.common.errors import UserError
 from sltt_bench.common.extras import load_extra
 from sltt_bench.planning.plan import Cell, Plan, cell_from_dict
+from sltt_bench.results.progress import progress_of
 from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE
 from sltt_bench.results.writer import (
     ResultsError,
@@ -29,7 +31,7 @@ from sltt_bench.results.writer import (
     read_rows,
     write_atomically,
 )
-from sltt_bench.running.runner import Display, NotRunnable, PlannedRun, finished_cells, run_plans
+from sltt_bench.running.runner import Display, NotRunnable, PlannedRun, run_plans
 
 STATE_FOLDER = ".slurm"
 SUBMISSION_FILE = "submission.json"
@@ -186,6 +188,7 @@ class Submission:
         cells = [cell.to_dict() for cell in self.cells]
         content = {"cells": cells, "jobs": self.jobs, "cancelled": self.cancelled}
         path = self.folder / STATE_FOLDER / SUBMISSION_FILE
+        remove_unfinished(path.parent)
         write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
 
     def runs(self) -> dict[str, Path]:
@@ -312,7 +315,7 @@ def _status_of(
     rows = [] if run is None else read_rows(run / CELLS_FILE)
     epochs = set() if run is None else {row["epoch"] for row in read_rows(run / EPOCHS_FILE)}
     state: State
-    if run is not None and cell.cell_id in finished_cells(run):
+    if run is not None and cell.cell_id in progress_of(run).finished:
         state, reason = "done", ""
     elif slurm_state in _WAITS:
         state, reason = "queued", slurm_reason

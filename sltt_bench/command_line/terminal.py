@@ -30,7 +30,8 @@ from rich.text import Text
 from sltt_bench.common.format import counted, format_bytes, format_percent, format_seconds
 from sltt_bench.planning.plan import Cell, Plan
 from sltt_bench.results.cell_row import Outcome
-from sltt_bench.running.runner import Display, describe, finished_cells
+from sltt_bench.results.progress import progress_of
+from sltt_bench.running.runner import Display, describe
 
 _STATUS_STYLE = {"ok": "green", "skipped": "yellow"}
 
@@ -163,7 +164,7 @@ class _LiveTable(_Lines):
 
     def run_opened(self, plan: Plan, folder: Path) -> None:
         super().run_opened(plan, folder)
-        kept = finished_cells(folder)
+        kept = progress_of(folder).finished
         self._rows |= {
             cell.cell_id: _Row(cell, "finished", "kept", "green") if cell.cell_id in kept else _Row(cell)
             for cell in plan

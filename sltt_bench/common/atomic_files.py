@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from sltt_bench.common.abandoned import hold, remove_abandoned
+
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
@@ -14,15 +16,31 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
     Creates no folder, since that would bring back one that somebody moved away in the meantime. Raises
     OSError; an earlier file then stays as it was. Of several concurrent writers, the last one's whole file
-    stays.
+    stays. A writer that is killed leaves a hidden file, which `remove_unfinished` removes.
     """
     # No process number, since machines or containers that share a folder often have equal ones.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with _held(temporary) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished(*folders: Path) -> None:
+    """Remove from folders what writers left that were killed; files of living ones stay."""
+    for folder in folders:
+        remove_abandoned(folder.glob(".*.tmp"))
+
+
+def _held(path: Path) -> BinaryIO:
+    """Opens a new file, and makes it anew if somebody took it for abandoned before it was held."""
+    while True:
+        file = path.open("wb")
+        hold(file.fileno())
+        if path.exists():
+            return file
+        file.close()

@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Literal
 
 from sltt_bench.common.format import format_bytes
-from sltt_bench.common.memory_limit import memory_limit, oom_kills
+from sltt_bench.common.memory_limit import address_space_limit, memory_limit, oom_kills
 
 DIVERGED = "the training loss became"
 """The start of the reason of a cell whose loss is no longer a number."""
@@ -53,6 +53,8 @@ _REMEDY_SHARED_MEMORY = (
     "/dev/shm is too small for the loader's processes: --set data.workers=0, or a larger one "
     "(docker run --shm-size=8g)"
 )
+_UNMAPPED = re.compile(r"failed to map segment from shared object", re.IGNORECASE)
+"""What glibc says of a library for which there are no addresses, or that it may not execute where it lies."""
 _KILLED_LOADER = re.compile(r"DataLoader worker .* killed by signal: Killed", re.IGNORECASE | re.DOTALL)
 _KILLS_BEFORE = oom_kills()
 """What the system had killed for lack of memory when this process began."""
@@ -78,15 +80,24 @@ def unexplained_end(code: int, kernel_kills: int) -> tuple[FailureStatus, str]:
     if code < 0:
         # Of the real-time signals, only the first and the last have names.
         known = {number.value: number.name for number in signal.Signals}
-        return "killed", f"the process was ended by {known.get(-code, f'signal {-code}')}"
-    return "error", f"the process ended with exit code {code} without a word"
+        return (
+            "killed",
+            f"the process was ended by {known.get(-code, f'signal {-code}')}{_within_addresses()}",
+        )
+    return "error", f"the process ended with exit code {code} without a word{_within_addresses()}"
+
+
+def _within_addresses() -> str:
+    """Returns the limit on addresses: libraries that get none end their process in their own ways."""
+    limit = address_space_limit()
+    return "" if limit is None else f"; its address space is limited to {format_bytes(limit)} (ulimit -v)"
 
 
 def classify(error: BaseException) -> tuple[FailureStatus, str]:
     """Returns (status, one-line reason) for the error that ended a cell.
 
     "oom" only if the cell used too much memory: not for a Triton kernel that asks for more shared memory than
-    a multiprocessor has, nor for a small /dev/shm, which say nothing about the method. A reason of more than
+    a multiprocessor has, nor for a small /dev/shm or too few addresses for torch, which say nothing about the method. A reason of more than
     LONGEST_REASON characters lacks its middle: the cell's log has it.
     """
     status, reason = _status_and_reason(error)
@@ -114,6 +125,11 @@ def _status_and_reason(error: BaseException) -> tuple[FailureStatus, str]:
     text = _one_line(error)
     if _SMALL_SHARED_MEMORY.search(text):
         text = f"{_REMEDY_SHARED_MEMORY} ({text})"
+    if _UNMAPPED.search(text) and (limit := address_space_limit()) is not None:
+        text = (
+            f"{format_bytes(limit)} of address space (ulimit -v) do not hold the libraries that a cell loads: "
+            f"raise that limit ({text})"
+        )
     if type(error).__module__.startswith("sltt_bench."):
         return "error", text  # its message alone says all that a user needs
     return "error", f"{type(error).__name__}: {text}" if text else type(error).__name__

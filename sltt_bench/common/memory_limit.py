@@ -1,11 +1,15 @@
-"""Reads from Linux how much memory it allows, and whether it killed processes for lack of memory.
+"""Reads from the system how much memory it allows, and whether it killed processes for lack of memory.
 
 A control group's figures come first, since those of the whole machine mean little in a container or batch
 job.
 """
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+if sys.platform != "win32":
+    import resource
 
 ROOT = Path("/")
 
@@ -27,6 +31,14 @@ def memory_limit(root: Path = ROOT) -> int | None:
     texts = (_text(group / file).strip() for group in _groups(root) for file in files)
     limits = (int(text) for text in texts if text.isdigit())
     return min((limit for limit in limits if limit < _NO_LIMIT), default=None)
+
+
+def address_space_limit() -> int | None:
+    """Returns how many bytes of addresses a process may have (`ulimit -v`); None without a limit."""
+    if sys.platform == "win32":
+        return None
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
 
 
 _NO_LIMIT = 2**62

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from sltt_bench.common.atomic_files import atomic_file
+from sltt_bench.common.atomic_files import atomic_file, remove_unfinished
 from sltt_bench.data.errors import NOT_NUMPY, DataError, damaged
 from sltt_bench.data.images import is_hidden
 from sltt_bench.data.source import (
@@ -281,6 +281,7 @@ class FrameCache:
 
     def fill(self, recordings: Sequence[Recording], workers: int, progress: Progress = no_progress) -> None:
         """Convert what is not there yet, in up to `workers` processes (0: in this one). Raises DataError."""
+        remove_unfinished(self.folder)
         todo = [recording for recording in recordings if not self.path(recording).exists()]
         what = f"{self._source}: events to frames"
         if workers == 0 or len(todo) < 2 * workers:

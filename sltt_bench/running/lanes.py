@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from sltt_bench.common.abandoned import remove_abandoned_folders
 from sltt_bench.common.failures import unexplained_end
 from sltt_bench.common.memory_limit import oom_kills
 from sltt_bench.kinds import KINDS
@@ -93,6 +94,7 @@ class Lanes:
         self._lanes = [_Lane(self._events, place, len(places) - 1) for place in places]
 
     def __enter__(self) -> "Lanes":
+        remove_abandoned_folders()  # of an earlier command that was killed
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -363,6 +365,8 @@ class _Process:
         while self.signal(0) and time.monotonic() < deadline:
             time.sleep(0.01)
         self.signal(signal.SIGKILL)
+        if code < 0:
+            remove_abandoned_folders()
         assert self._popen.stdin is not None
         with suppress(BrokenPipeError):
             self._popen.stdin.close()

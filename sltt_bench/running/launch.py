@@ -15,7 +15,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -24,6 +23,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
+from sltt_bench.common.abandoned import own_temporary_folder
 from sltt_bench.common.failures import CellFailure, classify, unexplained_end
 from sltt_bench.common.memory_limit import oom_kills
 from sltt_bench.planning.plan import Cell, cell_from_dict
@@ -113,7 +113,7 @@ def _launch_here(
     os.environ.update(variables)
     os.dup2(events.fileno(), 1)  # the ranks inherit it
     try:
-        with tempfile.TemporaryDirectory(prefix="sltt-bench-ranks-") as records:
+        with own_temporary_folder():
             config = LaunchConfig(
                 min_nodes=nodes,
                 max_nodes=nodes,
@@ -123,7 +123,7 @@ def _launch_here(
                 rdzv_endpoint=endpoint,
                 local_addr="localhost" if nodes == 1 else None,
                 max_restarts=0,
-                logs_specs=DefaultLogsSpecs(log_dir=records),
+                logs_specs=DefaultLogsSpecs(),
             )
             elastic_launch(config, sys.executable)("-m", "sltt_bench.running.launch")
     except ChildFailedError as error:

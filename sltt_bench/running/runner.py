@@ -4,7 +4,6 @@ Only a fresh process has an honest memory peak. The runner writes the rows (thro
 folder) as the processes report them, so that whatever ends one, what it measured is on disk.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from sltt_bench.planning.studies import setting_words
 from sltt_bench.results.cell_row import Outcome, cell_key, cell_row, circumstances
 from sltt_bench.results.doubts import disturbance
 from sltt_bench.results.private_paths import public
+from sltt_bench.results.progress import progress_of
 from sltt_bench.results.schema import (
     CELLS_FILE,
     EPOCHS_FILE,
@@ -25,7 +25,7 @@ from sltt_bench.results.schema import (
     RANKS_FILE,
     TIMELINE_FILE,
 )
-from sltt_bench.results.writer import ResultsError, RunFolder, provenance_fault, read_provenance, read_rows
+from sltt_bench.results.writer import ResultsError, RunFolder, provenance_fault, read_provenance
 from sltt_bench.running.interruptions import Interrupted, Interruptions
 from sltt_bench.running.lanes import Attempt, Event, Lanes, Place
 from sltt_bench.tuning.choice import is_lost
@@ -114,17 +114,6 @@ def describe(cell: Cell) -> str:
     return " · ".join([cell.recipe.name, cell.method, *backend, f"seed {cell.seed}", *overrides])
 
 
-def finished_cells(folder: Path) -> set[str]:
-    """The ids of the cells that a run's folder holds as finished, with all their epochs."""
-    there = {(row["cell_id"], row["epoch"]) for row in read_rows(folder / EPOCHS_FILE)}
-    epochs = Counter(cell_id for cell_id, _ in there)
-    return {
-        row["cell_id"]
-        for row in read_rows(folder / CELLS_FILE)
-        if row["status"] == "ok" and epochs[row["cell_id"]] >= int(row.get("epochs_done") or 0)
-    }
-
-
 @dataclass
 class _Recording:
     """The runs of one command: hands out what is to be tried, and keeps what comes of it."""
@@ -182,9 +171,10 @@ class _Recording:
     def _opened(self, record: "_RunRecord", plan: Plan) -> "Iterator[_RecordedAttempt]":
         """The cells of a plan that its run's folder does not hold as finished."""
         self.display.run_opened(plan, record.folder.path)
-        for damage in record.folder.damage():
+        so_far = progress_of(record.folder.path)
+        for damage in so_far.damage:
             self.display.remark(f"{damage.path}: {damage.reason}; not read")
-        finished = finished_cells(record.folder.path)
+        finished = so_far.finished
         for cell in plan:
             if cell.cell_id in finished:
                 record.drop_checkpoint(cell)
@@ -231,10 +221,7 @@ class _RunRecord:
         self.display, self.interruptions = recording.display, recording.interruptions
         folder.check_version()
         folder.write_recipe(plan.recipe.model_dump(mode="json"))
-        rows = [*folder.rows(CELLS_FILE), *folder.rows(EPOCHS_FILE)]
-        rows.sort(key=lambda row: int(row["attempt"]))
-        self._attempts = {row["cell_id"]: int(row["attempt"]) for row in rows}
-        """cell_id → its last attempt that left a row of any kind."""
+        self._attempts = progress_of(folder.path).attempts
         self.open_attempts: list[_RecordedAttempt] = []
         """Without a row of cells.csv so far, begun or not."""
         about = {"run": folder.path.name, "plan": [cell.cell_id for cell in plan]}
@@ -255,7 +242,7 @@ class _RunRecord:
         attempts.setdefault(str(attempt), {"command": self._command}).update(facts)
         if "torch" in facts:
             self._provenance.setdefault("torch", facts["torch"])
-        self.folder.write_provenance(self._provenance)
+        self.folder.write_provenance(self._provenance, cell.cell_id)
 
     def attempts_at(self, cell: Cell) -> int:
         """How often a cell was tried, if only for a moment."""

@@ -13,6 +13,7 @@ import queue
 import select
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -23,6 +24,7 @@ from functools import cache
 from pathlib import Path
 from typing import IO, Any, NoReturn, TextIO, cast
 
+from sltt_bench.common.abandoned import own_temporary_folder
 from sltt_bench.common.failures import classify
 from sltt_bench.common.lasting_output import LastingOutput
 from sltt_bench.data import with_remedy
@@ -30,8 +32,8 @@ from sltt_bench.kinds import KINDS
 from sltt_bench.planning.plan import Cell, cell_from_dict
 from sltt_bench.results.schema import RANK_FIGURES, RANKS_FILE
 
-LIVE = ("batch", "sample")
-"""Events that are sent while a clock runs: they wait for no runner that is stopped, and whose pipe is full."""
+LIVE = ("batch", "sample", "epoch", "row")
+"""Events of a training under way: they are kept for a runner that is stopped, and whose pipe is full, without waiting for it."""
 
 
 class Reporter:
@@ -148,6 +150,9 @@ def main() -> None:
     """Work on the jobs given on standard input until an empty one; exit code 1 if a cell failed."""
     # Slurm sends it to all of a job; our runner is who is meant.
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    # What torch compiles is for later cells too, and stays when a cell's own temporary folder goes.
+    compiled = os.path.join(tempfile.gettempdir(), f"torchinductor_{os.getuid()}")
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", compiled)
     events = take_standard_output()
     failed = False
     for job in iter(_jobs().get, {}):
@@ -201,7 +206,8 @@ def work(job: Mapping[str, Any], events: IO[str]) -> bool:
 
             launch_ranks(job, events, cell.recipe.train.devices)
         else:
-            work_on(cell, job, reporter)
+            with own_temporary_folder():
+                work_on(cell, job, reporter)
     except BaseException as error:
         traceback.print_exc()
         status, reason = classify(error)

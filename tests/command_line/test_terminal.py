@@ -13,6 +13,7 @@ from rich.console import Console
 from sltt_bench.command_line.terminal import _LiveTable, run_display
 from sltt_bench.planning.plan import Cell, Plan
 from sltt_bench.results.cell_row import Outcome
+from sltt_bench.results.progress import Progress
 
 ROW = {
     "epoch": 100,
@@ -170,7 +171,8 @@ def test_the_table_stays_when_the_run_is_interrupted(smoke_cell: Callable[..., C
 def test_cells_that_a_resumed_run_keeps_are_finished(
     cells: list[Cell], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sltt_bench.command_line.terminal.finished_cells", lambda folder: {cells[0].cell_id})
+    kept = Progress(frozenset({cells[0].cell_id}), {}, (), {})
+    monkeypatch.setattr("sltt_bench.command_line.terminal.progress_of", lambda folder: kept)
     states = [row.split()[-1] for row in Screen(cells).rows[1:]]
     assert states == ["kept", *["waiting"] * 5]
 

@@ -27,7 +27,8 @@ from data_files import (
 from PIL import Image
 
 from sltt_bench import data
-from sltt_bench.common.atomic_files import atomic_file
+from sltt_bench.common import atomic_files
+from sltt_bench.common.atomic_files import atomic_file, remove_unfinished
 from sltt_bench.data import DataBundle, DataError, DataPlace, digits_saccade, dvs_cifar10, dvs_gesture
 from sltt_bench.data.digits_saccade import DigitsSaccade
 from sltt_bench.data.events import (
@@ -457,6 +458,38 @@ def test_a_killed_conversion_leaves_nothing_that_looks_finished(tmp_path: Path) 
     sample = np.ones(100, dtype=EVENT)
     recording = Recording(Path("one"), (0,), lambda: [sample], "key")
     assert int(cache.frames(recording).sum()) == 100
+
+
+def test_a_cache_that_is_filled_loses_what_a_killed_conversion_left_and_nothing_of_a_living_one(
+    tmp_path: Path,
+) -> None:
+    subprocess.run([sys.executable, "-c", KILLED_WHILE_SAVING, str(tmp_path)], check=False)
+    cache = FrameCache("test", tmp_path, Framing(2, 8, 8, "mean-count"))
+    (left,) = cache.folder.iterdir()
+    with atomic_file(cache.folder / "another.npy") as file:
+        cache.fill([], 0)
+        assert not left.exists()
+        file.write(b"frames")
+    assert [path.name for path in cache.folder.iterdir()] == ["another.npy"]
+
+
+def test_a_file_taken_for_abandoned_before_it_was_held_is_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold = atomic_files.hold
+
+    def late(descriptor: int) -> None:
+        if swept:
+            remove_unfinished(tmp_path)
+            swept.clear()
+        hold(descriptor)
+
+    swept = [True]
+    monkeypatch.setattr(atomic_files, "hold", late)
+    with atomic_file(tmp_path / "frames.npy") as file:
+        file.write(b"frames")
+    assert not swept
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"frames"]
 
 
 def test_two_machines_that_write_one_file_at_once_each_write_a_whole_one(tmp_path: Path) -> None:

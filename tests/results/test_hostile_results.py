@@ -27,6 +27,7 @@ from sltt_bench.command_line.submission import check
 from sltt_bench.planning.plan import Cell
 from sltt_bench.planning.recipe_fields import MAX_SEED
 from sltt_bench.results import tables
+from sltt_bench.results.progress import progress_of
 from sltt_bench.results.reader import Results, read_results
 from sltt_bench.results.schema import (
     BENCH_FILE,
@@ -41,7 +42,6 @@ from sltt_bench.results.schema import (
 )
 from sltt_bench.results.tables import Skipped, read_rows
 from sltt_bench.results.writer import ResultsError, RunFolder
-from sltt_bench.running.runner import finished_cells
 
 Damage = Callable[[str], str | bytes]
 """The text of a file → what became of it."""
@@ -237,7 +237,7 @@ def test_a_cell_of_which_two_rows_of_an_epoch_differ_is_unsound_wherever_it_is_s
         assert "2 of the 3 epochs" in text
     rules = {breach.rule for breach in check([run])}
     assert {"whole files", "sound cells", "every epoch"} <= rules
-    assert len(finished_cells(run)) == 3
+    assert len(progress_of(run).finished) == 3
 
 
 def test_rows_of_another_run_in_the_files_of_a_run_were_not_measured_with_what_it_says(
@@ -422,7 +422,7 @@ def test_a_resumed_run_keeps_damaged_lines_and_appends_below_them(tmp_path: Path
     older = [line.rpartition(",")[0] for line in path.read_text().split("\n")[:-1]]  # a column fewer
     path.write_bytes("\n".join([*older[:2], "\x80 torn by hand", *older[2:]]).encode("latin-1") + b"\n")
     folder = RunFolder(run)
-    assert [damage.reason.split(":")[0] for damage in folder.damage()] == ["cannot be read as CSV"]
+    assert [damage.reason.split(":")[0] for damage in progress_of(run).damage] == ["cannot be read as CSV"]
     row = folder.rows(EPOCHS_FILE)[-1]
     truths = {"cold": False, "synthetic": False, "smoke": False}
     folder.append(EPOCHS_FILE, {**{k: v for k, v in row.items() if v}, "epoch": 4, **truths})
@@ -445,10 +445,10 @@ def test_nothing_is_appended_to_a_file_that_is_no_such_table(tmp_path: Path, cas
 
 def test_a_finished_cell_that_lost_an_epoch_is_not_finished(tmp_path: Path) -> None:
     run = handmade(tmp_path)
-    assert len(finished_cells(run)) == 4
+    assert len(progress_of(run).finished) == 4
     path = run / EPOCHS_FILE
     path.write_text(str(with_value("train_s", "fast")(path.read_text())))
-    assert len(finished_cells(run)) == 3
+    assert len(progress_of(run).finished) == 3
 
 
 def test_a_run_is_resumed_from_files_that_a_program_without_whole_numbers_saved(tmp_path: Path) -> None:

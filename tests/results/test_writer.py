@@ -6,11 +6,12 @@ import io
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from sltt_bench.results import checkpoints
-from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE, FILES, RANKS_FILE
+from sltt_bench.results import checkpoints, writer
+from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE, FILES, PROVENANCE_FILE, RANKS_FILE
 from sltt_bench.results.writer import ResultsError, RunFolder, read_provenance, set_torn_line_aside
 
 
@@ -203,3 +204,27 @@ def test_a_folder_that_cannot_be_locked_is_named(
     monkeypatch.setattr("filelock.FileLock.acquire", refuse)
     with pytest.raises(ResultsError, match=r"run: cannot be written \((Read-only file system|no flock)\)"):
         RunFolder(tmp_path / "run")
+
+
+def test_what_one_of_a_thousand_cells_ran_on_is_noted_without_encoding_the_others_again(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells: dict[str, Any] = {f"{number:04}": {"attempts": {"1": {"command": 0}}} for number in range(1000)}
+    provenance = {"plan": [*cells], "commands": [{}], "cells": cells}
+    folder.write_provenance(provenance)
+    encoded: list[bytes] = []
+    real = writer._json
+
+    def counted(content: Any) -> bytes:
+        encoded.append(real(content))
+        return encoded[-1]
+
+    monkeypatch.setattr(writer, "_json", counted)
+    cells["0500"]["attempts"]["1"]["data"] = "caf\udce9 \u2082\n"
+    cells["new"] = {}
+    folder.write_provenance(provenance, "0500")
+    folder.write_provenance(provenance, "new")
+    text = (folder.path / PROVENANCE_FILE).read_bytes()
+    assert text == real(provenance) + b"\n"
+    assert b"".join(encoded).count(b"attempts") == 1
+    assert read_provenance(folder.path)["cells"] == cells

@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,6 +20,7 @@ import psutil
 import pytest
 from started_runs import ARGUMENTS, only_run, rows, start, wait_until
 
+from sltt_bench.common.abandoned import own_temporary_folder, remove_abandoned_folders
 from sltt_bench.common.lasting_output import LastingOutput
 from sltt_bench.common.memory_limit import memory_limit, oom_kills
 from sltt_bench.planning.plan import Cell
@@ -238,6 +240,51 @@ jobs.get()
     process.stdin.close()  # by the system, of a runner that is no more
     process.wait(60)
     wait_for_end(child)
+
+
+def test_temporary_files_of_a_process_go_when_it_ends_or_is_killed_and_nobody_elses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = """
+import os, signal, subprocess, sys, tempfile
+from sltt_bench.common.abandoned import own_temporary_folder
+with own_temporary_folder():
+    tempfile.mkstemp()
+    subprocess.run(["sh", "-c", "mktemp -d; kill -9 $PPID"] if "killed" in sys.argv else ["mktemp"], check=True)
+"""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    of_a_user = tmp_path / "sltt-bench-results1"
+    of_a_user.mkdir()
+
+    def run(*how: str) -> None:
+        environment = {**os.environ, "TMPDIR": str(tmp_path)}
+        subprocess.run(
+            [sys.executable, "-c", program, *how], env=environment, check=False, capture_output=True
+        )
+
+    run()
+    assert list(tmp_path.iterdir()) == [of_a_user]
+    run("killed")
+    (left,) = set(tmp_path.iterdir()) - {of_a_user}
+    assert len(list(left.iterdir())) == 3, "its mark, its file, and that of the process that it started"
+    with own_temporary_folder():
+        living = Path(tempfile.gettempdir())
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        remove_abandoned_folders()
+        assert set(tmp_path.iterdir()) == {of_a_user, living}
+
+
+def test_temporary_files_of_a_killed_cell_go_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, smoke_cell: Callable[..., Cell]
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = tmp_path / "sltt-bench-left"
+    with_worker(f"mkdir {folder}; touch {folder}/.in-use {folder}/kernel.ptx; kill -9 $$", monkeypatch)
+    attempt = Attempt(smoke_cell(), Outcome("error"))
+    with Lanes() as places:
+        places.run(iter([attempt]))
+    assert attempt.outcome.status == "killed"
+    assert list(tmp_path.iterdir()) == []
 
 
 def wait_for_end(process_id: int) -> None:

@@ -1,6 +1,9 @@
 """What ended a cell is told apart by the real messages of those who raise them."""
 
 import errno
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -190,6 +193,31 @@ def test_a_killed_loader_is_oom_where_the_system_killed_for_lack_of_memory(
 @pytest.mark.parametrize("name", ["small /dev/shm", "no room in /dev/shm"])
 def test_a_small_shared_memory_names_its_remedy(name: str) -> None:
     assert "data.workers=0" in classify(NO_MATTER_OF_MEMORY[name])[1]
+
+
+def test_too_few_addresses_for_torch_are_no_oom_and_name_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    unmapped = ImportError("libtorch_cpu.so: failed to map segment from shared object")
+    monkeypatch.setattr(failures, "address_space_limit", lambda: None)
+    assert classify(unmapped) == ("error", f"ImportError: {unmapped}"), "its folder may be mounted noexec"
+    assert unexplained_end(-signal.SIGABRT, 0) == ("killed", "the process was ended by SIGABRT")
+    monkeypatch.setattr(failures, "address_space_limit", lambda: 2 * 2**30)
+    status, reason = classify(unmapped)
+    assert status == "error"
+    assert "2 GiB of address space (ulimit -v)" in reason
+    assert reason.endswith(f"raise that limit ({unmapped})")
+    limit = "its address space is limited to 2 GiB (ulimit -v)"
+    assert unexplained_end(-signal.SIGABRT, 0) == ("killed", f"the process was ended by SIGABRT; {limit}")
+    assert unexplained_end(1, 0) == ("error", f"the process ended with exit code 1 without a word; {limit}")
+
+
+def test_the_limit_on_addresses_is_read_from_the_system() -> None:
+    program = "import sltt_bench.common.memory_limit as m; print(m.address_space_limit())"
+    command = f"ulimit -v $1; {sys.executable} -c '{program}'"
+    said = [
+        subprocess.run(["bash", "-c", command, "", limit], capture_output=True, text=True, check=True).stdout
+        for limit in ("unlimited", "1000000")
+    ]
+    assert said == ["None\n", f"{1_000_000 * 1024}\n"]
 
 
 def test_errors_of_this_package_speak_for_themselves_and_interruptions_are_kills() -> None:

@@ -283,11 +283,16 @@ def test_a_runner_that_is_stopped_holds_no_training_up_and_loses_nothing() -> No
         for done in range(3000):  # the pipe is full after a tenth of them
             reporter.batch(1, done, 3000, {"loss": 0.1, "top1": 0.5})
             reporter.send("sample", row={"elapsed_s": 0.1 * done})
+            if done % 30 == 29:
+                reporter.ranks(done, [{"train_s": 0.1}])
+                reporter.epoch({"epoch": done, "train_loss": 0.1})
         ending = threading.Thread(target=reporter.send, args=("finished",))
         ending.start()
-        events = [json.loads(heard.readline()) for _ in range(6001)]
+        events = [json.loads(heard.readline()) for _ in range(6201)]
         ending.join()
     assert [event["done"] for event in events if event["event"] == "batch"] == list(range(3000))
+    epochs = [event["row"]["epoch"] for event in events if event["event"] in ("epoch", "row")]
+    assert epochs == [epoch for epoch in range(29, 3000, 30) for _ in range(2)]
     assert events[-1] == {"event": "finished"}
 
 

@@ -16,7 +16,8 @@ from sltt_bench.command_line.cli import app
 from sltt_bench.command_line.terminal import _Lines
 from sltt_bench.kinds import KINDS
 from sltt_bench.planning.plan import Cell, Plan, Request, make_plans
-from sltt_bench.results.cell_row import Outcome, cell_key, cell_row
+from sltt_bench.results import tables
+from sltt_bench.results.cell_row import Outcome, cell_key, cell_row, circumstances
 from sltt_bench.results.reader import Run
 from sltt_bench.results.schema import (
     CELL_COLUMNS,
@@ -129,6 +130,30 @@ def test_an_unfinished_run_is_resumed_before_a_finished_one_of_a_later_name(tmp_
     assert earlier.name == "20260101-110000-aaaa"
 
 
+def test_a_resumed_run_reads_the_rows_of_its_folder_once_and_again_for_its_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, folder = two_cells(), folder_of(tmp_path)
+    folder.write_provenance({"plan": [cell.cell_id for cell in plan]})
+    for cell in plan:
+        finish(cell, folder)
+    folder.close()
+    read: list[str] = []
+    whole_lines = tables.whole_lines
+
+    def counted(path: Path, *arguments: Any, **options: Any) -> Any:
+        read.append(path.name)
+        return whole_lines(path, *arguments, **options)
+
+    monkeypatch.setattr(tables, "whole_lines", counted)
+    code, output = run(
+        "digits", "--smoke", "--method", "bptt,sltt", "--seed", "0", "--out", str(tmp_path), "--resume"
+    )
+    assert code == 0, output
+    assert output.count("finished before, kept") == 2
+    assert sorted(read) == [CELLS_FILE, CELLS_FILE, EPOCHS_FILE, EPOCHS_FILE]
+
+
 @pytest.mark.parametrize(("keep", "left"), [("true", 1), ("false", 0)])
 def test_the_last_checkpoint_is_kept_where_none_are_written_on_the_way(
     keep: str, left: int, tmp_path: Path
@@ -141,11 +166,41 @@ def test_the_last_checkpoint_is_kept_where_none_are_written_on_the_way(
     assert len(list(tmp_path.glob("digits/*/checkpoints/*.pt"))) == left
 
 
+def test_a_dry_run_says_what_resume_would_keep_continue_and_begin(tmp_path: Path) -> None:
+    arguments = ("digits", "--smoke", "--method", "bptt,sltt", "--seed", "0,1", "--resume", "--dry-run")
+    code, output = run(*arguments, "--out", str(tmp_path / "none"))
+    assert (code, output.count("no earlier run has this plan")) == (0, 1)
+    assert not (tmp_path / "none").exists()
+    request = Request(methods=["bptt", "sltt"], seeds=[0, 1], smoke=True, device="cpu")
+    (plan,) = make_plans("digits", request)
+    folder = folder_of(tmp_path)
+    folder.write_provenance({"plan": [cell.cell_id for cell in plan]})
+    finish(plan.cells[0], folder)
+    folder.checkpoint_path(plan.cells[2].cell_id).touch()
+    folder.close()
+    before = sorted(tmp_path.rglob("*"))
+    code, output = run(*arguments, "--out", str(tmp_path))
+    assert code == 0
+    assert f"--resume: 1 of 4 cells are finished in {folder.path}\n" in output
+    said = {fields[0]: " ".join(fields[3:]) for line in output.splitlines() if (fields := line.split())}
+    words = ("kept", "runs", "goes on", "runs")
+    assert [said[cell.cell_id] for cell in plan] == list(words)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 # Endings ----------------------------------------------------------------------------------------
 
 
 def folder_of(tmp_path: Path) -> RunFolder:
     return RunFolder.create(tmp_path, "digits")
+
+
+def finish(cell: Cell, folder: RunFolder) -> None:
+    """The rows of a cell that finished after an epoch."""
+    outcome = Outcome("ok")
+    epoch = {**cell_key(cell, outcome), **circumstances(cell, outcome), "epoch": 1, "cold": False}
+    folder.append(EPOCHS_FILE, epoch)
+    folder.append(CELLS_FILE, cell_row(cell, outcome, {1: {}}))
 
 
 def two_cells() -> Plan:

@@ -82,6 +82,8 @@ def test_stage_two_starts_from_stage_one_and_reuses_it(stages: Path) -> None:
     # At learning rate 0 all three keep stage 1's weights, so that they must agree with each other
     # and, since the batch norm statistics differ only by what T = 3 adds, start no worse than chance.
     assert losses.test_loss.nunique() == 1
+    code, output = run("--method", "sltt", "--seed", "1", "--dry-run")
+    assert (code, "stage-1: finished before" in output, "stage-1: 1 cell" in output) == (0, True, False)
     code, output = run("--method", "sltt", "--seed", "1")
     assert code == 0, output
     assert "stage-1: finished before" in output

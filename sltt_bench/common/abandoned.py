@@ -1,0 +1,80 @@
+"""Removes temporary files and folders that a killed process left, and none of a living one.
+
+Who makes one locks it, or a file in it. The system takes the lock back when the last process that has the file open
+ends, whatever ends it.
+"""
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+if sys.platform != "win32":
+    import fcntl
+
+_PREFIX, _MARK = "sltt-bench-", ".in-use"
+"""Names of temporary folders, and of the file in each that is locked."""
+
+
+def hold(descriptor: int) -> None:
+    """Lock an open file as long as it is open; without effect where the file system knows no locks."""
+    if sys.platform != "win32":
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
+def remove_abandoned(files: Iterable[Path], remove: Callable[[Path], object] = Path.unlink) -> None:
+    """Call `remove` with each of the files that nobody holds; what cannot be locked or removed stays."""
+    for path in files:
+        with suppress(OSError):
+            _remove_unless_held(path, remove)
+
+
+def _remove_unless_held(path: Path, remove: Callable[[Path], object]) -> None:
+    """Raises OSError."""
+    if sys.platform == "win32":  # which removes no open file
+        remove(path)
+        return
+    # Open for writing, since some file systems lock no other.
+    descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        remove(path)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def own_temporary_folder() -> Iterator[None]:
+    """Let this process, and those that it starts, put temporary files into a folder that is removed with them.
+
+    What compilers, loader processes and plug-ins leave there when they are killed would stay for ever. Without effect
+    where no folder can be made.
+    """
+    earlier = tempfile.tempdir, os.environ.get("TMPDIR")
+    try:
+        folder = tempfile.mkdtemp(prefix=_PREFIX)
+        held = open(os.path.join(folder, _MARK), "wb")  # noqa: SIM115
+    except OSError:
+        yield
+        return
+    hold(held.fileno())
+    tempfile.tempdir = os.environ["TMPDIR"] = folder
+    try:
+        yield
+    finally:
+        tempfile.tempdir, variable = earlier
+        os.environ.pop("TMPDIR")
+        if variable is not None:
+            os.environ["TMPDIR"] = variable
+        held.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_abandoned_folders() -> None:
+    """Remove the temporary folders of processes that were killed."""
+    marks = Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/{_MARK}")
+    remove_abandoned(marks, lambda mark: shutil.rmtree(mark.parent))
