@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-_FORMATS = {"fp16": torch.float16, "bf16": torch.bfloat16}
+FORMATS = {"fp16": torch.float16, "bf16": torch.bfloat16}
+"""Mixed precision → its format."""
 
 
 _ON_A_CPU = {"amp": "bf16", "tf32": "fp32"}
@@ -50,9 +51,9 @@ class Precision:
 
     def autocast(self) -> AbstractContextManager[object]:
         """Returns the context for the network's forward pass."""
-        if self.name not in _FORMATS:
+        if self.name not in FORMATS:
             return nullcontext()
-        return torch.autocast(self.device_type, dtype=_FORMATS[self.name])
+        return torch.autocast(self.device_type, dtype=FORMATS[self.name])
 
     def make_scaler(self) -> torch.amp.GradScaler:
         """Returns a loss scaler, enabled only in fp16, where small gradients would vanish."""

@@ -115,14 +115,11 @@ class Unroll:
         self._steps_run = max(self._steps_run, t + 1)
         if self._synapses is not None:
             self._synapses.step_is_over()
-        if not self.counts(t):
-            return output.float().sum() * 0
-        if self._average == "outputs":
-            return self._share_of_mean_output(t, output, again)
-        loss = self._loss(output) / self.counted_steps
-        if not again:
-            self._record(output.detach().float(), loss.detach())
-        return loss
+        share = self._share(t, output, again)
+        if torch.is_grad_enabled() and not share.requires_grad:
+            # Nothing that learns has reached o[t], as at step 1 if only recurrent weights learn: a gradient of zero.
+            return share.requires_grad_()
+        return share
 
     def counts(self, t: int) -> bool:
         """Whether step t lies within the loss's window."""
@@ -289,6 +286,16 @@ class Unroll:
         with self._autocast():
             output: Tensor = self.network(x)
         return output
+
+    def _share(self, t: int, output: Tensor, again: bool) -> Tensor:
+        if not self.counts(t):
+            return output.float().sum() * 0
+        if self._average == "outputs":
+            return self._share_of_mean_output(t, output, again)
+        loss = self._loss(output) / self.counted_steps
+        if not again:
+            self._record(output.detach().float(), loss.detach())
+        return loss
 
     def _share_of_mean_output(self, t: int, output: Tensor, again: bool) -> Tensor:
         """Returns L at the last step and 0 before it; the outputs are summed within the graph."""

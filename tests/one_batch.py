@@ -1,6 +1,6 @@
 """One small batch and a method's gradients of it, shared by the tests of the science."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -63,6 +63,7 @@ def run(
     alpha: float = 0.05,
     seed: int = 0,
     window: int | None = None,
+    update: Callable[[], None] | None = None,
 ) -> Unroll:
     """Run a training iteration without the optimiser's step; the gradients are in the parameters' `.grad`.
 
@@ -77,6 +78,7 @@ def run(
         generator=torch.Generator().manual_seed(seed),
         autocast=Precision(precision, "cpu").autocast,
         window=window,
+        update=update,
     )
     methods.create(method, len(inputs)).accumulate_gradients(unroll)
     return unroll

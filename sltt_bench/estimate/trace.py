@@ -189,13 +189,19 @@ def _costliest(memories: list[IterationMemory]) -> IterationMemory:
     return max(memories, key=lambda memory: memory.peak_bytes)
 
 
-def _prepare(cell: Cell, device_type: DeviceType) -> Experiment:
+def traced_as(cell: Cell, device_type: DeviceType) -> Cell:
+    """Returns the cell that stands, on the CPU, for an iteration of `cell` on `device_type`."""
     recipe = cell.recipe
     train = recipe.train.model_copy(update={"precision": resolve(recipe.train.precision, device_type)})
     # Neither a compiler nor a graph of kernels can be made from fake tensors; the operations are the same.
     native = recipe.native.model_copy(update={"compile": False, "cuda_graph": False, "graphs": "never"})
-    cell = replace(cell, recipe=recipe.model_copy(update={"train": train, "native": native}))
-    ranks = _Unconnected(0, recipe.train.devices, connected=False)
+    return replace(cell, recipe=recipe.model_copy(update={"train": train, "native": native}))
+
+
+def _prepare(cell: Cell, device_type: DeviceType) -> Experiment:
+    cell = traced_as(cell, device_type)
+    recipe, train = cell.recipe, cell.recipe.train
+    ranks = _Unconnected(0, train.devices, connected=False)
     subject = assemble(cell, torch.device("cpu"), make_backend(cell), ranks)
     subject.scaler = torch.amp.GradScaler("cpu", enabled=False)
     subject.network.train()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sltt_bench import backends, methods
 from sltt_bench.backends import Backend
 from sltt_bench.common.errors import UserError
+from sltt_bench.estimate.trace import traced_as
 from sltt_bench.kinds import Job
 from sltt_bench.measure.fake_tensors import fake_tensors, modules_stay_where_they_are
 from sltt_bench.neurons import layers_of_neurons, no_such_layer
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 def check_cell(cell: Cell, job: Job, reporter: "Reporter") -> None:
     """Report what refuses the cell (backend, method or weights) and why, if anything does, and its layers of neurons.
 
-    The cell's options are `here`, whether it is to run on this machine, and `starts_from`, the recipe whose checkpoint it
-    starts from, or None.
+    The cell's options are `here`, whether it is to run on this machine, `is_estimate`, whether it is an estimate, and
+    `starts_from`, the recipe whose checkpoint it starts from, or None.
     """
     asked = "backend"
     try:
@@ -48,7 +49,7 @@ def check_cell(cell: Cell, job: Job, reporter: "Reporter") -> None:
 
 
 def _check_backend(cell: Cell, backend: Backend) -> None:
-    """Raises UnsupportedCell if the backend refuses the cell on every device on which it may run."""
+    """Raises UnsupportedCell if the backend refuses the cell on every device on which it may run, or its estimate."""
     if cell.device != "auto":
         devices = [cell.device]
     elif cell.options["here"]:
@@ -58,6 +59,10 @@ def _check_backend(cell: Cell, backend: Backend) -> None:
     reasons = [unserved(cell, backend, torch.device(device)) for device in devices]
     if (reason := reasons[0]) is not None and None not in reasons:
         raise UnsupportedCell(reason)
+    if cell.options["is_estimate"]:
+        traced = traced_as(cell, "cpu" if cell.device == "cpu" else "cuda")
+        if (reason := unserved(traced, make_backend(traced), torch.device("cpu"))) is not None:
+            raise UnsupportedCell(f"{reason} (an estimate computes on fake tensors of a CPU)")
 
 
 def _check_method(cell: Cell, network: nn.Module) -> None:

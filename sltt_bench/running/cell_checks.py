@@ -32,7 +32,8 @@ def without_refused(plans: Sequence[Plan], *, here: bool = True) -> list[Plan]:
         first = None if cell.needs is None else recipes[cell.needs]
         if _is_open(cell, first):
             start = None if first is None else first.model_dump(mode="json")
-            questions[_key(cell)] = replace(cell, kind="check", options={"here": here, "starts_from": start})
+            options = {"here": here, "is_estimate": _is_estimate(cell), "starts_from": start}
+            questions[_key(cell)] = replace(cell, kind="check", options=options)
     outcomes = computed(list(questions.values()), timeout_s=LIMIT_S) if questions else []
     answers = {key: outcome.facts for key, outcome in zip(questions, outcomes, strict=True)}
 
@@ -58,7 +59,11 @@ def _with_compared(cell: Cell) -> list[Cell]:
 
 def _key(cell: Cell) -> tuple[str, ...]:
     """Equal for cells that differ in their seed alone."""
-    return (cell.recipe_hash, cell.method, cell.backend)
+    return (cell.recipe_hash, cell.method, cell.backend, str(_is_estimate(cell)))
+
+
+def _is_estimate(cell: Cell) -> bool:
+    return cell.kind == "estimate"
 
 
 def _is_open(cell: Cell, first: Recipe | None) -> bool:

@@ -101,8 +101,10 @@ class Experiment:
         self.scaler.scale(loss).backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]
 
     def _step(self, samples: int) -> None:
-        """Make an optimiser step with the gradient of `samples` samples on this rank."""
+        """Make an optimiser step with the gradient of `samples` samples on this rank, if there is one."""
         self.ranks.exchange_gradients(self.network.parameters(), samples)
+        if all(parameter.grad is None for parameter in self.network.parameters()):
+            return  # e.g. step 1 alone where only recurrent weights learn; a loss scaler would raise an error
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
@@ -145,6 +147,10 @@ def assemble(cell: Cell, device: torch.device, backend: Backend, ranks: Ranks = 
     if (reason := unserved(cell, backend, device)) is not None:
         raise UnsupportedCell(f"backend {cell.backend!r} cannot run this cell: {reason}")
     network = network_of(cell, backend)
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise UnsupportedCell(
+            f"model {recipe.model.name!r} has no parameter that learns: requires_grad is False everywhere"
+        )
     if ranks.size > 1:
         torch.manual_seed(seed_of_rank(cell.seed, ranks.rank))
         if recipe.train.synchronise_batch_norm:

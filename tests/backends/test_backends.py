@@ -1,8 +1,9 @@
 """Every backend computes the same: forward outputs, spikes, gradients and running statistics."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import cycle, product
+from subprocess import CalledProcessError
 from typing import Any
 
 import pytest
@@ -251,6 +252,36 @@ def test_backends_say_what_really_ran() -> None:
     assert provenance["spikingjelly"]
 
 
+class Card:
+    """Stands in for a GPU on which a kernel is tried."""
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+        self.tried: list[torch.dtype] = []
+
+    def fire(self, kernels: Any, membrane: torch.Tensor, neuron: LIFParameters) -> torch.Tensor:
+        self.tried.append(membrane.dtype)
+        if self.error is not None:
+            raise self.error
+        return membrane
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[Card]:
+    pytest.importorskip("triton")
+    from sltt_bench.backends.native import kernels, lif_triton
+
+    ones, stand_in = torch.ones, Card()
+    monkeypatch.setattr(torch, "ones", lambda *size, dtype, device: ones(*size, dtype=dtype))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr(lif_triton.TritonKernels, "fire", lambda *args: stand_in.fire(*args))
+    kernels.why_no_kernel_runs.cache_clear()
+    yield stand_in
+    kernels.why_no_kernel_runs.cache_clear()
+
+
 def test_triton_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in images of Python alone."""
     native, there = backends.create("native"), {"tcc": "/usr/bin/tcc"}
@@ -262,6 +293,48 @@ def test_triton_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -
     assert native.unsupported(LIFParameters(), "fp32", "cuda:0") is None
     monkeypatch.setenv("CC", "/gone/gcc")
     assert "set CC to one" in str(native.unsupported(LIFParameters(), "fp32", "cuda:0"))
+
+
+PTXAS = """Internal Triton PTX codegen error
+`ptxas` stderr:
+ptxas /tmp/tmpeib3k66p.ptx, line 119; error   : Feature '.bf16' requires .target sm_80 or higher
+ptxas /tmp/tmpeib3k66p.ptx, line 119; error   : Feature 'cvt with .f32.bf16' requires .target sm_80 or higher
+"""
+"""What Triton 3.2 says of bfloat16 on a card older than Ampere."""
+
+
+@pytest.mark.parametrize(
+    ("error", "precision", "words"),
+    [
+        (RuntimeError(PTXAS), "bf16", "in bf16 on Tesla T4 (compute capability 7.5): Feature '.bf16' requires .target sm_80 or "
+         "higher; set train.precision=fp16, install a newer torch with its Triton, or choose --backend reference"),
+        (PermissionError(13, "Permission denied", "/root/.triton"), "fp32", "'/root/.triton'; set TRITON_CACHE_DIR to"),
+        (ImportError("launcher.so: failed to map segment from shared object"), "fp16", "object; set TRITON_CACHE_DIR to"),
+        (CalledProcessError(1, ["gcc"]), "fp32", "if Python.h is missing, install Python's headers (python3-dev)"),
+        (AssertionError("libcuda.so cannot found!\nmore"), "tf32", "7.5): libcuda.so cannot found!; choose --backend"),
+        (AssertionError(), "fp32", "7.5): AssertionError; choose --backend reference"),
+    ],
+)  # fmt: skip
+def test_a_card_on_which_no_kernel_of_triton_runs_is_refused_with_the_reason(
+    error: Exception, precision: str, words: str, card: Card
+) -> None:
+    card.error = error
+    reason = backends.create("native").unsupported(LIFParameters(), precision, "cuda:0")
+    assert words in str(reason)
+    assert len(str(reason).splitlines()) == 1
+
+
+def test_a_card_is_tried_once_for_each_format_and_in_that_format(card: Card) -> None:
+    native = backends.create("native")
+    for precision in ("fp32", "tf32", "bf16", "fp16", "bf16"):
+        assert native.unsupported(LIFParameters(), precision, "cuda:0") is None
+    assert card.tried == [torch.float32, torch.float32, torch.bfloat16, torch.float16]
+
+
+def test_a_trial_without_memory_is_no_refusal(card: Card) -> None:
+    card.error = RuntimeError("Triton Error [CUDA]: out of memory")
+    with pytest.raises(RuntimeError, match="out of memory"):
+        backends.create("native").unsupported(LIFParameters(), "fp32", "cuda:0")
 
 
 def test_what_a_backend_cannot_serve_it_says_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,10 +5,11 @@ only that step. A step writes its rows as it measures them; its outcome is writt
 A second start skips steps that ended, resumes those that were cut off, and runs those for which there was no
 time.
 
-Until a step starts, only Python's own library and typer are imported, since a machine may lack the rest,
-which `--wheels` provides.
+Until a step starts, only Python's own library is imported, since a machine may lack the rest, which `--wheels`
+provides.
 """
 
+import argparse
 import csv
 import ctypes
 import os
@@ -24,9 +25,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 ROOT = Path(__file__).parent.parent.parent
 STEPS_FILE, RESULTS, PACKAGES, LOGS = "steps.csv", "results", "packages", "logs"
@@ -41,10 +39,11 @@ GRACE_S = 10.0
 ITERATIONS = 4
 """Iterations of an epoch; there are three epochs, of which the first is cold."""
 
-MODULES = (
-    "sltt_bench.running.worker", "sltt_bench.kinds.training", "scipy.stats", "spikingjelly.activation_based.neuron",
-    "spikingjelly.activation_based.memopt", "pytest", "hypothesis", "triton",
-)  # fmt: skip
+OF_EVERY_STEP = ("sltt_bench.running.worker", "sltt_bench.kinds.training")
+OF_TESTS = ("pytest", "hypothesis")
+OF_NATIVE = ("triton",)
+OF_SPIKINGJELLY = ("spikingjelly.activation_based.neuron", "spikingjelly.activation_based.memopt")
+MODULES = (*OF_EVERY_STEP, *OF_TESTS, *OF_NATIVE, *OF_SPIKINGJELLY, "scipy.stats")
 """Modules that the steps and the report of their results import, and that a machine may lack."""
 
 
@@ -59,6 +58,8 @@ class Step:
     limit_s: float = 150.0
     least_s: float = LEAST_S
     """With fewer seconds left, it is not started."""
+    needs: tuple[str, ...] = OF_EVERY_STEP
+    """Of MODULES those without which it would fail."""
 
     @property
     def command(self) -> list[str]:
@@ -157,6 +158,14 @@ ROW_S = {
 """Row of the benchmark → seconds on an H200, without its process's start (the last: guessed from others)."""
 
 
+AGAINST_SPIKINGJELLY = (
+    "recompute-bptt-time-memopt",
+    "gpu-time-bptt",
+    *(row for row in ROW_S if "gpu-time-sltt" in row),
+)
+"""Rows that compare with it."""
+
+
 def steps(out: Path, *, rehearse: bool = False, device: str = "cuda:0") -> list[Step]:
     """Returns all steps, the most important first.
 
@@ -170,16 +179,17 @@ def steps(out: Path, *, rehearse: bool = False, device: str = "cuda:0") -> list[
     commands = _Commands(out, rehearse, device)
     run, bench = commands.run, commands.bench
     in_order = [
-        commands.tests("tests", "kernels, replay and precision on the card itself", "not cell and not flat"),
         bench("sltt-k1-against-bptt"),
         bench("recompute-bptt-time"),
         bench("recompute-bptt-time-memopt"),
+        commands.tests("tests", "kernels, replay and precision on the card itself", "not cell and not flat"),
         run("paper-imagenet", "imagenet-resnet34"),
         run("seeds-imagenet", "imagenet-resnet34", methods=("bptt", "sltt", "sltt-k1"), seeds="0,1"),
         run("native-imagenet", "imagenet-resnet34", "native", ("bptt", "sltt", "sltt-k1"), NO_GRAPHS),
         run("curve-imagenet101", "imagenet-resnet101", grid="6,1"),
         run("native-cifar10", "cifar10-resnet18", "native", ("bptt", "sltt", "sltt-k1"), GRAPHS),
         run("more-rules", "cifar10-resnet18", methods=FURTHER_RULES),
+        run("compiled-cifar10", "cifar10-resnet18", "native", ("bptt", "sltt"), "native.compile=true", NO_GRAPHS),
         commands.tests("tests-of-memory", "memory is flat on the card itself", "flat"),
         bench("gpu-time-sltt-preact-resnet18"),
         bench("gpu-time-bptt"),
@@ -226,7 +236,8 @@ class _Commands:
         arguments += ["--synthetic", "--init", "random", "--no-estimate", "--resume"]
         arguments += ["--device", self.device, *self._size(recipe, grid, settings)]
         arguments += ["--seed", seeds] * bool(seeds)
-        return Step(name, f"{recipe}, {backend}: memory and time", "sltt_bench", tuple(arguments))
+        says = f"{recipe}, {backend}: memory and time"
+        return Step(name, says, "sltt_bench", tuple(arguments), needs=self._needs(native=backend == "native"))
 
     def estimate(self, name: str, recipe: str) -> Step:
         """The estimate of a run, which the report shows next to the measured figures."""
@@ -243,7 +254,9 @@ class _Commands:
         arguments = ["--rows", row, "--out", str(self.out / RESULTS), "--device", self.device]
         arguments += ["--quick", "--rounds", "2"] if self.rehearse else ["--rounds", str(ROUNDS)]
         least_s = max(LEAST_S, START_S + ROW_S[row])
-        return Step(row, "a row of tests.benchmarks", "tests.benchmarks", tuple(arguments), least_s=least_s)
+        needs = (*self._needs(native=True), *(OF_SPIKINGJELLY if row in AGAINST_SPIKINGJELLY else ()))
+        says = "a row of tests.benchmarks"
+        return Step(row, says, "tests.benchmarks", tuple(arguments), least_s=least_s, needs=needs)
 
     def tests(self, name: str, says: str, which: str) -> Step:
         """The tests that need a GPU and whose names match `which`, an expression for pytest's -k."""
@@ -254,7 +267,11 @@ class _Commands:
         ]
         arguments = [str(path.relative_to(ROOT)) for path in files]
         arguments += ["-m", "gpu", "-k", which, "-v", "-p", "no:cacheprovider"]
-        return Step(name, says, "pytest", (*arguments, *["--collect-only"] * (self.device == "cpu")))
+        arguments += ["--collect-only"] * (self.device == "cpu")
+        return Step(name, says, "pytest", tuple(arguments), needs=(*self._needs(native=True), *OF_TESTS))
+
+    def _needs(self, *, native: bool) -> tuple[str, ...]:
+        return (*OF_EVERY_STEP, *(OF_NATIVE if native and self.device != "cpu" else ()))
 
     def _size(self, recipe: str, grid: str, settings: Sequence[str]) -> Iterator[str]:
         batch, _ = PAPER[recipe]
@@ -368,13 +385,17 @@ def _only_memory_ran_out(code: int, cells: Counter[str]) -> bool:
 def install(wheels: Path, target: Path) -> list[str]:
     """Install those wheels of a folder whose packages this machine lacks into `target`; returns their names.
 
-    Installed packages are not shadowed, so torch keeps the versions that it was installed with.
+    Installed packages are not shadowed, so torch keeps the versions that it was installed with. A wheel that cannot
+    be installed, as one for another Python, keeps none of the others out.
     """
     missing = [wheel for wheel in sorted(wheels.glob("*.whl")) if not _is_installed(wheel.name.split("-")[0])]
-    if missing:
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile"]
-        subprocess.run([*pip, "--upgrade", "--target", str(target), *map(str, missing)], check=True)
-    return [wheel.name for wheel in missing]
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile"]
+    pip += ["--upgrade", "--target", str(target)]
+    if not missing or subprocess.run([*pip, *map(str, missing)], check=False).returncode == 0:
+        return [wheel.name for wheel in missing]
+    return [
+        wheel.name for wheel in missing if subprocess.run([*pip, str(wheel)], check=False).returncode == 0
+    ]
 
 
 def _is_installed(package: str) -> bool:
@@ -405,41 +426,39 @@ def lacking(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: reason.replace("\t", ": ") for name, reason in actual}
 
 
-def main(
-    out: Annotated[Path, typer.Option(help="The folder of the evidence; a second start goes on in it.")],
-    minutes: Annotated[float, typer.Option(min=0.1, help="No step runs beyond this.")] = 8.0,
-    wheels: Annotated[
-        Path | None,
-        typer.Option(help="Folder of wheels for what this machine lacks.", exists=True, file_okay=False),
-    ] = None,
-    only: Annotated[str, typer.Option("--steps", help="Names of steps, separated by commas.")] = "",
-    rehearse: Annotated[bool, typer.Option(help="At toy size: does every step run?")] = False,
-    device: Annotated[str, typer.Option(help="cuda:N; to rehearse also cpu.")] = "",
-    list_steps: Annotated[bool, typer.Option("--list", help="Show the steps in order and stop.")] = False,
-) -> None:
-    """Exit codes: 0 all steps ended well, 1 some failed or were not run, 2 wrong usage."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0 all steps ended well, 1 some failed or were not run. Wrong usage exits with 2."""
     began = time.monotonic()
-    out = out.resolve()
-    device = device or ("cpu" if rehearse else "cuda:0")
-    if not rehearse and not device.startswith("cuda"):
-        raise typer.BadParameter(
-            f"{device!r} measures nothing that is asked here; give cuda:N", param_hint="--device"
-        )
-    known = {step.name: step for step in steps(out, rehearse=rehearse, device=device)}
-    names = [name.strip() for name in only.split(",") if name.strip()] or list(known)
+    parser = argparse.ArgumentParser(
+        "python -m tests.benchmarks.gpu", description=__doc__, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="The folder of the evidence; a second start goes on in it.")
+    add("--minutes", type=float, default=8.0, help="No step runs beyond this (default: 8).")
+    add("--wheels", type=Path, help="Folder of wheels for what this machine lacks.")
+    add("--steps", default="", help="Names of steps, separated by commas.")
+    add("--rehearse", action="store_true", help="At toy size: does every step run?")
+    add("--device", default="", help="cuda:N; to rehearse also cpu.")
+    add("--list", action="store_true", help="Show the steps in order and stop.")
+    given = parser.parse_args(arguments)
+    out = given.out.resolve()
+    device = given.device or ("cpu" if given.rehearse else "cuda:0")
+    if not given.rehearse and not device.startswith("cuda"):
+        parser.error(f"--device {device}: measures nothing that is asked here; give cuda:N")
+    if given.wheels is not None and not given.wheels.is_dir():
+        parser.error(f"--wheels {given.wheels}: there is no such folder")
+    known = {step.name: step for step in steps(out, rehearse=given.rehearse, device=device)}
+    names = [name.strip() for name in given.steps.split(",") if name.strip()] or list(known)
     if unknown := [name for name in names if name not in known]:
-        raise typer.BadParameter(
-            f"no step {', '.join(unknown)}; known: {', '.join(known)}", param_hint="--steps"
-        )
-    if list_steps:
+        parser.error(f"--steps: no step {', '.join(unknown)}; known: {', '.join(known)}")
+    if given.list:
         for name in names:
             print(f"{name:32} {known[name]}")
-        return
+        return 0
     evidence = Evidence(out)
-    if wheels is not None:
-        print(
-            "installed beside:", ", ".join(install(wheels.resolve(), out / PACKAGES)) or "nothing was missing"
-        )
+    if given.wheels is not None:
+        installed = install(given.wheels.resolve(), out / PACKAGES)
+        print("installed beside:", ", ".join(installed) or "nothing was missing")
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(
@@ -447,18 +466,22 @@ def main(
         ),
         "PYTHONUNBUFFERED": "1",
     }
-    for module, reason in lacking(environment).items():
+    absent = lacking(environment)
+    for module, reason in absent.items():
         print(
-            f"{module} is missing here ({reason}): the steps that need it will fail; --wheels DIR brings it along"
+            f"{module} is missing here ({reason}): steps that need it are not begun; --wheels DIR brings it along"
         )
-    seconds = minutes * 60 - (time.monotonic() - began)
-    left = collect(evidence, [known[name] for name in names], seconds=seconds, environment=environment)
+    ready = [known[name] for name in names if absent.keys().isdisjoint(known[name].needs)]
+    seconds = given.minutes * 60 - (time.monotonic() - began)
+    left = collect(evidence, ready, seconds=seconds, environment=environment)
     for step in left:
         print(f"no time for {step.name}: {step}")
+    if kept_out := [name for name in names if known[name] not in ready]:
+        print(f"not begun for lack of a module: {', '.join(kept_out)}; a second start begins them")
     print(f"tables and verdicts: sltt-bench report {evidence.results}")
     statuses = evidence.statuses()
-    raise typer.Exit(int(any(statuses.get(name) != "ok" for name in names)))
+    return int(any(statuses.get(name) != "ok" for name in names))
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    sys.exit(main())

@@ -116,10 +116,11 @@ def _peaks(
 ) -> Iterator[Finding]:
     """Yields the subject's peak against the lowest in each group of baselines.
 
-    Raises NothingToCompare if all of a group fail.
+    Raises NothingToCompare at the end if all of a group fail.
     """
     problem = size.shaped(problem, for_time=False)
     peak = peak_bytes(subject, problem, fake=size.fake, ran=size.ran)
+    missing: list[str] = []
     for group, target in against:
         peaks: dict[Competitor, int] = {}
         failed: dict[Competitor, str] = {}
@@ -129,12 +130,15 @@ def _peaks(
             except Exception as error:
                 failed[one] = in_one_line(error)
         if not peaks:
-            raise NothingToCompare(_left_out(failed))
+            missing.append(_left_out(failed))
+            continue
         leanest = min(peaks, key=lambda one: peaks[one])
         remark = "; ".join(part for part in (FAKE * size.fake, _left_out(failed)) if part)
         yield _peak_finding(
             row, problem, (subject, peak), (leanest, peaks[leanest]), target=target, remark=remark
         )
+    if missing:
+        raise NothingToCompare("; ".join(missing))
 
 
 def _peak_finding(
@@ -173,15 +177,17 @@ def _times(
 ) -> Iterator[Finding]:
     """Yields each subject's time against the fastest of each group of baselines.
 
-    The target is for the fastest subject. Raises NothingToCompare if all subjects or all of a group fail.
+    The target is for the fastest subject. Raises NothingToCompare at the end if all subjects or all of a group fail.
     """
     problem = size.shaped(problem, for_time=True)
     everybody = [*subjects, *(one for group, _ in against for one in group)]
     times = paired_times(everybody, problem, rounds=size.rounds, clock=CLOCKS[size.clock], ran=size.ran)
+    is_whole = True
     for group, target in against:
         ran = [one for one in group if one in times.seconds]
         if not ran or not any(one in times.seconds for one in subjects):
-            raise NothingToCompare(_left_out(times.failed))
+            is_whole = False
+            continue
         fastest, own = (
             min(some, key=times.median) for some in (ran, [one for one in subjects if one in times.seconds])
         )
@@ -189,6 +195,8 @@ def _times(
             if subject in times.seconds:
                 asked = target if subject is own else None
                 yield _time_finding(row, problem, times, subject, fastest, asked, size)
+    if not is_whole:
+        raise NothingToCompare(_left_out(times.failed))
 
 
 def _time_finding(

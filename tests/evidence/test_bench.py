@@ -290,6 +290,23 @@ def test_without_any_baseline_there_is_no_ratio(clock: Clock, problem: Problem) 
         times_row(clock, problem, clock.competitor("broken"))
 
 
+def test_baselines_that_all_fail_cost_no_other_ratio_of_their_row(clock: Clock, problem: Problem) -> None:
+    broken, slow = clock.competitor("broken"), clock.competitor("slow", 8.0)
+    against: list[Any] = [([broken], 0.6), ([slow], 1.1)]
+    of_times = rows._times("row", problem, [clock.competitor("native", 4.0)], against, Size("cpu", rounds=2))
+    of_peaks = rows._peaks(
+        "row",
+        problem,
+        keeper("native", 100),
+        [([keeper("none", -1)], 1), ([keeper("more", 200)], 1)],
+        Size("cpu", 2),
+    )
+    for found, other in ((of_times, "slow"), (of_peaks, "more")):
+        assert next(found).baseline == other
+        with pytest.raises(NothingToCompare, match="left out"):
+            next(found)
+
+
 def keeper(name: str, elements: int) -> Competitor:
     """Its iteration holds so many float32 numbers for a moment."""
 

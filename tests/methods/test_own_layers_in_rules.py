@@ -3,13 +3,15 @@ recurrent ones, weights made of others, neurons of several sorts."""
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
-from one_batch import CLASSES, INPUT_SHAPE, batch, gradients, run
+from one_batch import CLASSES, INPUT_SHAPE, batch, gradients, recurrent_network, run
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from sltt_bench import methods
 from sltt_bench.neuron_kinds import layer_of_neurons
 from sltt_bench.neurons import LIF, LIFParameters, Stateful
 from sltt_bench.surrogates import spike
@@ -67,6 +69,34 @@ def test_with_all_layers_but_the_readout_frozen_the_readout_learns(rule: str) ->
     learned = partly.readout.weight.grad
     assert learned is not None
     torch.testing.assert_close(learned, gradients(network)["readout.weight"])
+
+
+EVERY_RULE = [name for name in methods.examples() if name != "conversion"]
+"""Conversion refuses layers that carry a state."""
+
+
+@pytest.mark.parametrize("rule", EVERY_RULE)
+def test_recurrent_weights_that_learn_alone_learn_as_among_others(rule: str) -> None:
+    """Step 1 has no past, and so nothing that learns."""
+    network, partly = (recurrent_network(LIFParameters(tau=2.0)) for _ in range(2))
+    trained = {name for name, _ in partly.named_parameters() if "recurrent" in name}
+    for name, parameter in partly.named_parameters():
+        parameter.requires_grad_(name in trained)
+    noted: dict[nn.Module, dict[str, Tensor]] = {network: {}, partly: {}}
+    for one, sums in noted.items():
+        run(one, rule, *batch(STEPS), update=partial(_add_to, sums, one))
+        _add_to(sums, one)
+    for name in trained:
+        assert noted[network][name].abs().max() > 0
+        torch.testing.assert_close(noted[partly][name], noted[network][name], msg=name)
+
+
+def _add_to(sums: dict[str, Tensor], network: nn.Module) -> None:
+    """Stands in for an optimiser that learns nothing."""
+    for name, parameter in network.named_parameters():
+        if parameter.grad is not None:
+            sums[name] = sums.get(name, torch.zeros_like(parameter)) + parameter.grad
+            parameter.grad = None
 
 
 @pytest.mark.parametrize("rule", TRACED)

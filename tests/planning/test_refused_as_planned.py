@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from sltt_bench import backends, methods, models
 from sltt_bench.backends.shipped import SERVES, refusal
 from sltt_bench.command_line.cli import app
+from sltt_bench.estimate.plan import plan_estimates
 from sltt_bench.planning.plan import Cell, Request, make_plans, plans_of_all
 from sltt_bench.planning.recipe import load_recipe
 from sltt_bench.planning.recipe_faults import RecipeError
@@ -198,6 +199,10 @@ from sltt_bench.backends.reference import Reference
 class OnlySpikes(Reference):
     serves = frozenset({"spikes"})
 
+class OnlyGpus(Reference):
+    def unsupported(self, neuron, precision, device):
+        return None if device.startswith("cuda") else f"its kernels are for CUDA, but the device is {device}"
+
 class OnlyHalves(Reference):
     def unsupported(self, neuron, precision, device):
         return None if precision == "fp16" else f"computes in fp16, not in {precision}"
@@ -212,6 +217,7 @@ def third_party_backends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     entries = [
         "only-spikes = third_party_backends:OnlySpikes",
         "only-halves = third_party_backends:OnlyHalves",
+        "only-gpus = third_party_backends:OnlyGpus",
     ]
     lines = ["[sltt_bench.backends]", *entries, "missing = third_party_backends:nothing_here"]
     (site / "third_party_methods-1.0.dist-info" / "entry_points.txt").write_text("\n".join(lines))
@@ -245,6 +251,14 @@ def test_a_backend_for_gpus_alone_is_not_refused_where_a_plan_is_only_handed_ove
     if not torch.cuda.is_available():
         with pytest.raises(RecipeError, match="--backend only-halves: computes in fp16, not in bf16"):
             cell_checks.without_refused(plans)
+
+
+@pytest.mark.usefixtures("third_party_backends")
+def test_no_estimate_is_made_on_a_backend_for_gpus_alone() -> None:
+    plans = make_plans("digits", Request(methods=["bptt"], backends=("only-gpus",), device="cuda"))
+    fault = r"CUDA, but the device is cpu \(an estimate computes on fake tensors of a CPU\)$"
+    with pytest.raises(RecipeError, match=rf"^--backend only-gpus: its kernels are for {fault}"):
+        cell_checks.without_refused(plan_estimates(plans, device_type="cuda"), here=False)
 
 
 def test_a_second_stage_of_another_network_is_refused_before_the_first_is_trained(tmp_path: Path) -> None:

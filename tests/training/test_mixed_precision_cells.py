@@ -31,7 +31,9 @@ from sltt_bench.tuning.choice import is_lost
 CPU = torch.device("cpu")
 
 
-def subject_of(method: str = "sltt", precision: str = "fp16", **overrides: Any) -> Experiment:
+def subject_of(
+    method: str = "sltt", precision: str = "fp16", backend: str = "reference", **overrides: Any
+) -> Experiment:
     dotted = {key.replace("__", "."): value for key, value in overrides.items()}
     model = dotted.pop("model", {"name": "mlp", "hidden": [16]})
     recipe = load_recipe(
@@ -39,7 +41,7 @@ def subject_of(method: str = "sltt", precision: str = "fp16", **overrides: Any) 
         {"train.precision": precision, "timesteps": 4, "model": model, **dotted},
         chosen_methods=[method],
     )
-    cell = Cell(recipe, method, "reference", seed=0, device="cpu")
+    cell = Cell(recipe, method, backend, seed=0, device="cpu")
     subject = experiment.assemble(cell, CPU, experiment.make_backend(cell))
     subject.network.train()
     return subject
@@ -160,6 +162,34 @@ def test_a_training_in_fp16_that_skips_its_first_steps_goes_on() -> None:
     subject.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)
     trained(subject, *batch(), epochs=3)
     assert 1 < subject.scaler.get_scale() < 2.0**60
+
+
+@pytest.mark.parametrize(
+    ("backend", "method"), [("reference", "sltt-k1"), ("native", "sltt-k1"), ("native", "sltt")]
+)
+def test_an_iteration_that_reaches_nothing_that_learns_is_no_fault_of_the_scaler(
+    backend: str, method: str
+) -> None:
+    """Of recurrent weights alone, step 1 has no gradient; sltt-k1 draws it in one of four iterations."""
+    model = {"name": "mlp", "hidden": [16], "recurrent": True}
+    subject = subject_of(method, backend=backend, model=model)
+    for name, parameter in subject.network.named_parameters():
+        parameter.requires_grad_("recurrent" in name)
+    reached = []
+    for _ in range(8):
+        subject.training_iteration(*batch())
+        reached.append([name for name, p in subject.network.named_parameters() if p.grad is not None])
+    assert ["layer1.recurrent.weight"] in reached
+    assert ([] in reached) == (method == "sltt-k1")
+
+
+def test_a_network_that_cannot_learn_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    build = experiment.build_network
+    monkeypatch.setattr(
+        experiment, "build_network", lambda *args, **how: build(*args, **how).requires_grad_(False)
+    )
+    with pytest.raises(experiment.UnsupportedCell, match="model 'mlp' has no parameter that learns"):
+        subject_of()
 
 
 # Checkpoints on another device ------------------------------------------------------------------

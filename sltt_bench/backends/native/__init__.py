@@ -175,7 +175,7 @@ class Native:
             return conflict
         if self._compile and (reason := why_wrong()) is not None:
             return reason
-        return unserved_neuron(self.name, neuron) or kernels.unsupported(neuron, device)
+        return unserved_neuron(self.name, neuron) or kernels.unsupported(neuron, precision, device)
 
     def neuron(self, parameters: LIFParameters) -> SpikingNeuron:
         if self._compile:

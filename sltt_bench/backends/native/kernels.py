@@ -3,7 +3,9 @@
 import os
 import shutil
 from collections.abc import Sequence
+from functools import cache
 from importlib.util import find_spec
+from subprocess import CalledProcessError
 from typing import Protocol
 
 import torch
@@ -16,7 +18,9 @@ from sltt_bench.backends.native.lif_torch import (
     Scaling,
     TorchKernels,
 )
+from sltt_bench.common.failures import out_of_memory_cause
 from sltt_bench.neurons import LIFParameters
+from sltt_bench.precision import FORMATS
 from sltt_bench.surrogates import SURROGATES
 
 
@@ -162,14 +166,17 @@ def can_triton_build() -> bool:
     return any(map(shutil.which, [asked.split()[0]] if asked else ["gcc", "clang"]))
 
 
-def unsupported(neuron: LIFParameters, device: str) -> str | None:
+def unsupported(neuron: LIFParameters, precision: str, device: str) -> str | None:
     """Returns why no kernel can compute this neuron on this device, or None."""
     if neuron.surrogate not in SURROGATES:
         return f"there is no surrogate {neuron.surrogate!r}; known: {', '.join(SURROGATES)}"
     if torch.device(device).type != "cuda":
         return None
     if find_spec("triton") is None:
-        return "its kernels for CUDA are written in Triton, which is not installed: pip install triton"
+        return (
+            "its kernels for CUDA are written in Triton, which is not installed: pip install triton (on Windows "
+            "triton-windows), or choose --backend reference"
+        )
     if not can_triton_build():
         return "Triton builds launchers with a C compiler, and there is none: install gcc or clang, or set CC to one"
     from sltt_bench.backends.native.lif_triton import SURROGATES as IN_TRITON
@@ -179,4 +186,46 @@ def unsupported(neuron: LIFParameters, device: str) -> str | None:
             f"the surrogate {neuron.surrogate!r} has no Triton formula (lif_triton._surrogate); "
             f"on CUDA choose {', '.join(IN_TRITON)}, or --backend reference"
         )
+    return why_no_kernel_runs(precision, device) if torch.cuda.is_available() else None
+
+
+@cache
+def why_no_kernel_runs(precision: str, device: str) -> str | None:
+    """Returns why Triton's kernels do not run on this GPU in a precision, from a trial of one; None if it runs.
+
+    A trial finds what no list holds: Python's headers and the driver's library, with which Triton builds launchers,
+    the folder that keeps them, and instructions that a card lacks (with Triton 3.2 those of bfloat16 below compute
+    capability 8.0).
+    """
+    import triton
+
+    from sltt_bench.backends.native.lif_triton import TritonKernels
+
+    potential = torch.ones(1, dtype=FORMATS.get(precision, torch.float32), device=device)
+    try:
+        TritonKernels().fire(potential, LIFParameters()).item()
+    except Exception as error:
+        if out_of_memory_cause(error) is not None:
+            raise
+        card, (major, minor) = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
+        reason, remedy = _reason_and_remedy(error, precision)
+        return (
+            f"Triton {triton.__version__} runs no kernel in {precision} on {card} (compute capability {major}.{minor}): "
+            f"{reason}; {remedy}choose --backend reference"
+        )
     return None
+
+
+def _reason_and_remedy(error: Exception, precision: str) -> tuple[str, str]:
+    """Returns what a trial of Triton ended in, in a line, and what may help, up to the last way out."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    if isinstance(error, OSError | ImportError):
+        return lines[0], "set TRITON_CACHE_DIR to a folder that can be written and runs programs, or "
+    if isinstance(error, CalledProcessError):
+        reason = "the C compiler did not build its launcher, and the log of this process says why"
+        return reason, "if Python.h is missing, install Python's headers (python3-dev), or "
+    by_assembler = [line.partition("error")[2].lstrip(" :") for line in lines if line.startswith("ptxas")]
+    older = (
+        "set train.precision=fp16, install a newer torch with its Triton, or " if precision == "bf16" else ""
+    )
+    return next(filter(None, by_assembler), lines[0]), older
