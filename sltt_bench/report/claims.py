@@ -16,7 +16,7 @@ from sltt_bench.planning.studies import TASK, setting_words, task_name
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Verdict, VerdictWord
 from sltt_bench.report.groups import Group, NotComparable, natural_order
-from sltt_bench.report.keys import TUNED, told_apart
+from sltt_bench.report.keys import TUNED, GroupKey, told_apart
 from sltt_bench.report.metrics import METRICS
 from sltt_bench.report.statistics import Interval, PairedEstimate
 
@@ -75,12 +75,22 @@ def judge(groups: Sequence[Group]) -> list[Verdict]:
 
 
 def _told_apart(judged: Sequence[tuple[Group, Verdict]]) -> list[Verdict]:
-    """The verdicts on one claim; where some were reached under the same conditions, with what tells those apart."""
-    verdicts = []
+    """The verdicts on one claim, equal ones once: what another version finds again to the last digit is no further
+    finding. Where different ones were reached under the same conditions, with what tells those apart."""
+    findings: list[tuple[Verdict, list[GroupKey]]] = []
     for group, verdict in judged:
-        alike = [other.key for other, its_own in judged if its_own.conditions == verdict.conditions]
-        words = told_apart(group.key, alike)
-        verdicts.append(replace(verdict, conditions=(*verdict.conditions, *words), apart=words))
+        keys = next((keys for known, keys in findings if known == verdict), None)
+        if keys is None:
+            findings.append((verdict, [group.key]))
+        else:
+            keys.append(group.key)
+    verdicts = []
+    for verdict, keys in findings:
+        alike = [key for other, own in findings if other.conditions == verdict.conditions for key in own]
+        if len(alike) > len(keys):
+            words = numbers.listed([", ".join(told_apart(key, alike)) for key in keys])
+            verdict = replace(verdict, conditions=(*verdict.conditions, words), apart=(words,))
+        verdicts.append(verdict)
     return verdicts
 
 
