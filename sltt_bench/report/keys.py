@@ -129,20 +129,3 @@ def settings_apart(place: int, alike: Sequence[Mapping[str, Any]]) -> tuple[str,
         for key in in_order
     )
     return words[place] if words else ()
-
-
-def differing_fields(keys: Sequence[GroupKey]) -> list[str]:
-    """In words: the fields in which some of the groups differ."""
-    words = {
-        name: word for name, word in DIFFERENCE_WORDS.items() if len({getattr(key, name) for key in keys}) > 1
-    }
-    decisive = [
-        name for name in ("timesteps", "batch_size", "recipe", "validation", "tuning") if name in words
-    ]
-    hashes = {(*(getattr(key, name) for name in decisive), key.recipe_hash) for key in keys}
-    if len(hashes) == len({entry[:-1] for entry in hashes}):
-        words.pop("recipe_hash", None)  # it follows from the others
-    if "hardware" in words:
-        for name in ("device_memory", "driver", "cpu", "threads"):
-            words.pop(name, None)
-    return list(words.values())

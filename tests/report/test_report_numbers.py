@@ -3,6 +3,7 @@
 import math
 import statistics
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from sltt_bench.common.format import Scale, scale_for, significant
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Context
 from sltt_bench.report.grouping import make_groups
-from sltt_bench.report.groups import Group, NotComparable, natural_order
+from sltt_bench.report.groups import Group, NotComparable, differing_fields, natural_order
 from sltt_bench.report.numbers import mean_and_spread
 from sltt_bench.report.sections.runs.frames import summary_frame
 from sltt_bench.report.sections.runs.panels import method_bars
@@ -580,26 +581,34 @@ def test_numbers_are_shown_to_three_digits_in_a_fitting_unit(shown: str, expecte
     assert shown == expected
 
 
-def test_groups_say_in_which_conditions_they_differ(tmp_path: Path) -> None:
-    from sltt_bench.report.keys import differing_fields
+def test_groups_say_in_which_conditions_and_fields_they_differ(tmp_path: Path) -> None:
+    def differing(**changes: Any) -> list[str]:
+        overrides = {key.replace("__", "."): value for key, value in changes.items()}
+        run.cell("bptt", recipe=varied(RECIPE, **changes), overrides=overrides)
+        return differing_fields(read_groups(tmp_path))
 
     run = HandmadeRun(tmp_path / "run")
     run.cell("bptt")
-    run.cell("bptt", recipe=varied(RECIPE, timesteps=2), overrides={"timesteps": 2})
     HandmadeRun(tmp_path / "other", device_name="Other CPU").cell("bptt", 1)
-    keys = [group.key for group in read_groups(tmp_path)]
-    assert len(keys) == 3
-    assert differing_fields(keys) == ["hardware", "T"]
-    run.cell(
-        "bptt",
-        recipe=varied(RECIPE, timesteps=2, neuron__tau=3.0),
-        overrides={"timesteps": 2, "neuron.tau": 3.0},
-    )
-    keys = [group.key for group in read_groups(tmp_path)]
-    assert len(keys) == 4
-    assert sorted(differing_fields(keys)) == ["T", "hardware", "recipe version or overrides"], (
-        "a sweep over both"
-    )
+    assert differing(timesteps=2) == ["hardware", "T"]
+    assert differing(timesteps=2, neuron__tau=3.0) == ["hardware", "T", "neuron.tau"]
+    assert differing(timesteps=2, train__lr=0.5) == ["hardware", "T", "neuron.tau", "learning rate or tuning"]
+
+
+def test_groups_of_several_tasks_differ_in_the_task_and_not_in_all_that_it_brings(tmp_path: Path) -> None:
+    run = HandmadeRun(tmp_path / "run")
+    for task, steps in (("digits", 6), ("vowels", 29)):
+        for tau in (1.1, 2.0):
+            facts = varied(RECIPE, data__name=task, timesteps=steps, neuron__tau=tau)
+            run.cell("bptt", recipe=facts, overrides={"extends": task, "neuron.tau": tau})
+    assert differing_fields(read_groups(tmp_path)) == ["T", "task", "neuron.tau"]
+
+
+def test_versions_of_a_recipe_that_no_field_tells_apart_are_versions(tmp_path: Path) -> None:
+    run = HandmadeRun(tmp_path / "run")
+    run.cell("bptt")
+    run.cell("bptt", recipe=varied(RECIPE, target={"accuracy": 0.9}))
+    assert differing_fields(read_groups(tmp_path)) == ["recipe version or overrides"]
 
 
 def test_a_slope_is_that_of_the_time_steps_that_were_looked_at() -> None:

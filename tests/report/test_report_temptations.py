@@ -1003,7 +1003,7 @@ def methods_on_different_backends(top: Path) -> None:
     measure(into, methods=["sltt"], backend="native")
 
 
-@temptation("it differs in recipe version or overrides", words=["not measured"], never=["0.25×"])
+@temptation("it differs in data.split", words=["not measured"], never=["0.25×"])
 def another_split_of_the_data(top: Path) -> None:
     measure(run(top / "a", MEMORY), methods=["bptt"])
     other = varied(recipe(MEMORY), data__split="another")

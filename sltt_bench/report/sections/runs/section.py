@@ -8,8 +8,7 @@ from sltt_bench.common.format import counted
 from sltt_bench.planning.studies import FOLDER as STUDIES
 from sltt_bench.report.claims import judge
 from sltt_bench.report.document import Context, Contribution, Figure, Section, Table
-from sltt_bench.report.groups import Group, in_words, words_apart
-from sltt_bench.report.keys import differing_fields
+from sltt_bench.report.groups import Group, differing_fields, in_words, words_apart
 from sltt_bench.report.numbers import first_of
 from sltt_bench.report.sections.runs.figures import (
     group_figures,
@@ -117,7 +116,7 @@ def _recipe_sections(recipe: str, named: dict[str, Group], context: Context) -> 
     groups = list(named.values())
     lead = [str(groups[0].recipe["description"])] if groups[0].recipe.get("description") else []
     if len(groups) > 1:
-        fields = ", ".join(differing_fields([group.key for group in groups]))
+        fields = ", ".join(differing_fields(groups))
         lead.append(
             f"{len(groups)} groups, which differ in {fields}. Methods are compared only within a group, "
             "never between groups."
