@@ -15,13 +15,14 @@ from typing import Any
 
 import pandas as pd
 
+from sltt_bench.common.printable import make_console
 from sltt_bench.planning.recipe import load_recipe, study_names
 from sltt_bench.report.document import Context, Figure, Section, Table
 from sltt_bench.report.plots import style
 from sltt_bench.report.plots.studies import in_order
 from sltt_bench.report.sections.studies import studies
 from sltt_bench.report.sections.tuning import tuning
-from sltt_bench.results.reader import read_results
+from sltt_bench.results.reader import print_unread, read_results
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results" / "studies"
@@ -119,7 +120,9 @@ def _answers_in_short(sections: Collection[str]) -> Iterator[str]:
 @cache
 def answers() -> tuple[dict[str, Section], pd.DataFrame]:
     """Study → its section of the report; the numbers of all figures."""
-    part = studies(Context(read_results([RESULTS]), "bptt"))
+    results = read_results([RESULTS])
+    part = studies(Context(results, "bptt"))
+    print_unread(results.skipped, make_console(stderr=True))
     return {section.title: section for section in part.sections}, part.frames["studies.csv"]
 
 

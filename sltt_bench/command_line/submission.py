@@ -43,7 +43,7 @@ def check(folders: list[Path]) -> list[RuleBreach]:
     results = read_results(folders)
     if _runs(results).empty:
         raise ResultsError(
-            f"{folders[0]}: no cell that was run is here; `sltt-bench run RECIPE` makes results"
+            f"{folders[0]}: no cell that was run is here{results.reasons}; `sltt-bench run RECIPE` makes results"
         )
     return [
         RuleBreach(rule, where, text) for rule, function in RULES.items() for where, text in function(results)

@@ -16,6 +16,7 @@ from sltt_bench.report.groups import natural_order
 from sltt_bench.report.integrity import mapping_at
 from sltt_bench.report.numbers import first_of
 from sltt_bench.results.reader import Results, Run
+from sltt_bench.results.tables import Skipped
 
 SectionMaker = Callable[[Context], Contribution]
 
@@ -25,8 +26,7 @@ def assemble(context: Context, makers: Mapping[str, SectionMaker]) -> tuple[Repo
     results = context.results
     contributions = [make(context) for make in makers.values()]
     verdicts = _judged([verdict for part in contributions for verdict in part.verdicts])
-    skipped = [(skip.path, skip.reason) for skip in results.skipped]
-    skipped += _kinds_without_section(results, makers)
+    skipped = [*results.skipped, *_kinds_without_section(results, makers)]
     skipped += [item for part in contributions for item in part.skipped]
     report = Report(
         title=_title(results),
@@ -94,10 +94,10 @@ def _title(results: Results) -> str:
     return first_of(recipes, 3)
 
 
-def _kinds_without_section(results: Results, makers: Mapping[str, SectionMaker]) -> list[tuple[str, str]]:
+def _kinds_without_section(results: Results, makers: Mapping[str, SectionMaker]) -> list[Skipped]:
     cells = results.cells[~results.cells["kind"].isin(list(makers))]
     return [
-        (
+        Skipped(
             str(results.runs[int(str(run))].path),
             f"{counted(len(same), 'cell')} of kind {kind}: no measurements, not shown",
         )

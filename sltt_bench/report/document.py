@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from sltt_bench.report.groups import Group
     from sltt_bench.results.reader import Results
+    from sltt_bench.results.tables import Skipped
 
 Tone = Literal["plain", "good", "bad", "muted"]
 Width = Literal["column", "double"]
@@ -283,8 +284,8 @@ class Contribution:
     """The answer in one table."""
     key_figure: Figure | None = None
     """The answer in one figure."""
-    skipped: tuple[tuple[str, str], ...] = ()
-    """What was read but cannot be shown: path and reason."""
+    skipped: "tuple[Skipped, ...]" = ()
+    """What was read but cannot be shown."""
 
 
 @dataclass(frozen=True)
@@ -326,8 +327,8 @@ class Report:
     """The first screen's figure and table."""
     sections: tuple[Section, ...]
     provenance: tuple[Origin, ...]
-    skipped: tuple[tuple[str, str], ...]
-    """What was not read: path and reason."""
+    skipped: "tuple[Skipped, ...]"
+    """What was not read."""
     baseline: str
     made_by: str
 

@@ -142,7 +142,9 @@ def seeds_needed(
     groups = make_groups(results)
     named = ", ".join(map(str, sources))
     if not groups:
-        raise ResultsError(f"{named}: no run in or below it; `sltt-bench run RECIPE --seed 0,1,2` makes one")
+        raise ResultsError(
+            f"{named}: no run in or below it{results.reasons}; `sltt-bench run RECIPE --seed 0,1,2` makes one"
+        )
     present = sorted({name for group in groups for name in group.methods})
     for option, name in (("--baseline", baseline), *(("--method", name) for name in methods or ())):
         if name not in present:
