@@ -165,7 +165,7 @@ def _profile_file(name: str) -> str:
 
 
 def _lines(section: Section, numbers: pd.DataFrame) -> Iterator[str]:
-    question, answer, *limits = section.lead
+    question, _, *limits = section.lead
     (figure,) = (block for block in section.blocks if isinstance(block, Figure))
     yield f"## {section.title}\n"
     yield f"**{question}**\n"
@@ -173,9 +173,9 @@ def _lines(section: Section, numbers: pd.DataFrame) -> Iterator[str]:
         yield f"{reading}\n"
     yield f"![{question}](figures/{_file(section)})\n"
     yield f"{figure.caption}\n"
-    here = f"{section.title}, reference"
-    verdicts = answer.replace(f" ({here})", "").removesuffix(".")
-    yield from (f"- {sentence}" for sentence in verdicts.split("; ") if sentence)
+    for card in section.cards:
+        values = "; ".join(", ".join([found.evidence, *found.settings]) for found in card.findings)
+        yield f"- {card.says}: {card.word}, {values}"
     yield ""
     for (heading, measure), rows in numbers.groupby(["panel", "measure"], sort=False):
         yield from _table(str(heading), str(measure), rows)

@@ -131,6 +131,8 @@ class Section:
     """The conditions under which everything below was measured."""
     page: str = ""
     """Level 1: whose page it stands on, a recipe's name or another heading; '' for its own title."""
+    cards: "tuple[ClaimCard, ...]" = ()
+    """The claims that a sentence of the lead sums up."""
 
 
 VerdictWord = Literal["held", "not held", "inconclusive", "n too small", "not comparable", "not measured"]
@@ -198,11 +200,20 @@ class Verdict:
         """What and where in a few words: "0.27×, exact (digits, reference)"; other settings than the recipe's are named
         behind the parentheses, since they may hold some themselves."""
         backends = (word.removeprefix("backend ") for word in self.conditions if "backend " in word)
-        settings = (word for word in self.conditions if word.startswith(("tuned", "at learning rate")))
+        return ", ".join([f"{self.evidence} ({', '.join([self.recipe, *backends])})", *self.settings])
+
+    @property
+    def evidence(self) -> str:
+        """The value in a few words, or why there is none: "0.27×, exact"."""
         basis = "estimated" if self.estimated else "exact" if self.exact else f"n = {self.n}"
         value = f"{self.measured}, {basis}" if self.measured else self.reason
-        value += f"; {self.beside}" if self.beside else ""
-        return ", ".join([f"{value} ({', '.join([self.recipe, *backends])})", *settings, *self.apart])
+        return f"{value}; {self.beside}" if self.beside else value
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """What is not as the recipe has it, and what tells it from another verdict on the claim."""
+        settings = (word for word in self.conditions if word.startswith(("tuned", "at learning rate")))
+        return (*settings, *self.apart)
 
 
 _OWN_SOURCES = ("this project", "derived")
