@@ -532,6 +532,27 @@ def test_the_answer_of_a_single_group_names_what_was_set_and_no_others(tmp_path:
     assert "other group" not in text
 
 
+def test_the_answer_is_a_recipes_own_group_whatever_other_settings_would_show(tmp_path: Path) -> None:
+    """As noise that is switched off: there a method that learns nothing of the recipe's own task is as good as any."""
+    run, console = HandmadeRun(tmp_path / "results" / "run"), Console(record=True, width=300)
+    for method, top1 in (("bptt", 0.75), ("sltt", 0.11)):
+        run.cell(method, top1=(0.1, 0.1, top1), peak_tensor_bytes=MIB)
+        easy = varied(RECIPE, data__noise=0.0)
+        run.cell(method, recipe=easy, overrides={"data.noise": 0.0}, peak_tensor_bytes=MIB)
+    report(tmp_path / "results", tmp_path / "out", "terminal", console=console)
+    text = console.export_text()
+    assert "−64.00 n = 1" in text
+    assert "1 other group of digits (in a terminal: --full): data.noise = 0.0." in text
+    other = HandmadeRun(tmp_path / "results" / "other", varied(RECIPE, name="vowels"), number=90)
+    for method in ("bptt", "sltt"):
+        other.cell(method, peak_tensor_bytes=MIB)
+    console = Console(record=True, width=300)
+    report(tmp_path / "results", tmp_path / "out", "terminal", console=console)
+    assert "vowels: Example CPU" in console.export_text(), (
+        "a recipe of which every method learned something is first"
+    )
+
+
 def test_the_closing_tables_of_a_sweep_name_what_they_leave_folded(tmp_path: Path) -> None:
     console = Console(record=True, width=300)
     print_run([make_sweep(tmp_path) / "run"], console=console)

@@ -60,8 +60,14 @@ def runs(context: Context) -> Contribution:
 
 
 def _key_table(groups: Sequence[Group], baseline: str) -> Table | None:
-    """Of the first group that has a ratio, one in which every method learned something before the others."""
-    for group in sorted(groups, key=lambda group: any(group.at_chance(r.method) for r in group.finished)):
+    """Of the first group that has a ratio. Among recipes' own groups one in which every method learned something comes
+    first; a group with other settings, in which what its recipe loses may be learned, does not stand for them."""
+
+    def place(group: Group) -> tuple[bool, ...]:
+        chance = any(group.at_chance(result.method) for result in group.finished)
+        return group.key.synthetic, bool(group.overrides), chance
+
+    for group in sorted(groups, key=place):
         others = [name for name in group.methods if name != baseline]
         if any(isinstance(group.ratio("epoch_s", name, baseline), PairedEstimate) for name in others):
             table = overview(group, baseline, brief=True)
@@ -78,7 +84,7 @@ def _key_table(groups: Sequence[Group], baseline: str) -> Table | None:
 
 def _other_groups(group: Group, siblings: Sequence[Group]) -> list[str]:
     """That the recipe has more groups than this one: how many, what they are, and where to see them."""
-    others = [in_words(other, siblings) for other in siblings if other is not group]
+    others = [in_words(other, siblings) or _OWN for other in siblings if other is not group]
     if not others:
         return []
     count = counted(len(others), "other group")
@@ -86,6 +92,7 @@ def _other_groups(group: Group, siblings: Sequence[Group]) -> list[str]:
     return [f"The report also has {count} of {group.key.recipe} (in a terminal: --full): {named}."]
 
 
+_OWN = "as the recipe has it"
 _OTHERS_NAMED = 5
 """Groups of a recipe that the first table's note tells by what they differ in."""
 
