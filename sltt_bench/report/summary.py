@@ -73,8 +73,8 @@ def _on_what(groups: Sequence[Group]) -> str:
 
 
 def _why_not(group: Group, baseline: str) -> str:
-    others = [method for method in group.methods if method != baseline]
+    others = [method for method in (*group.methods, *group.elsewhere) if method != baseline]
     if not others:
-        return "no other method was run"
+        return f"no other method was run on {group.key.recipe}"
     refusal = group.ratio("epoch_s", others[0], baseline)
     return refusal.reason if isinstance(refusal, NotComparable) else "they share no figure"

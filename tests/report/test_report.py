@@ -214,6 +214,23 @@ def test_of_several_recipes_the_first_one_is_on_the_first_screen(tmp_path: Path)
     assert text.index("**net9: ") < text.index("0.50× exact") < text.index("## net10")
 
 
+@pytest.mark.parametrize(
+    ("about", "reason"),
+    [
+        ({"device_name": "Other CPU"}, "sltt ran, but not under these conditions: it differs in hardware."),
+        ({"recipe": varied(RECIPE, name="vowels")}, "no other method was run on digits."),
+    ],
+)
+def test_why_nothing_was_compared_is_said_of_what_was_run(
+    tmp_path: Path, about: dict[str, Any], reason: str
+) -> None:
+    HandmadeRun(tmp_path / "one").cell("bptt")
+    HandmadeRun(tmp_path / "other", number=50, **about).cell("sltt")
+    console = Console(record=True, width=400)
+    report(tmp_path, tmp_path / "out", "terminal", console=console)
+    assert f"No method could be compared with bptt: {reason}" in console.export_text()
+
+
 def test_a_terminal_shows_every_table_only_if_asked(tmp_path: Path) -> None:
     for number in range(5):
         run = HandmadeRun(tmp_path / f"run{number}", recipe=varied(RECIPE, name=f"recipe{number}"))
