@@ -250,11 +250,15 @@ class ClaimCard:
 
     @property
     def answer(self) -> str:
-        """The values behind the word; of what nobody measured, what would measure it."""
+        """The values behind the word, each with its own where they differ; of what nobody measured, what would measure it."""
         if not self.findings:
             open_one = self.verdicts[0]
             return f"{open_one.reason}; {open_one.command}" if open_one.command else open_one.reason
-        shown = [verdict.short for verdict in self.findings[:_MOST_VALUES]]
+        alike = len({verdict.word for verdict in self.findings}) == 1
+        shown = [
+            verdict.short if alike else f"{verdict.word}: {verdict.short}"
+            for verdict in self.findings[:_MOST_VALUES]
+        ]
         more = len(self.findings) - len(shown)
         return "; ".join(shown) + (f" and {more} more" if more else "")
 

@@ -11,7 +11,7 @@ from result_builder import MIB, RECIPE, HandmadeRun, varied
 from sltt_bench.report import SECTIONS, _load
 from sltt_bench.report.assemble import assemble
 from sltt_bench.report.claims import judge, statement, unfit_when
-from sltt_bench.report.document import Context, Verdict
+from sltt_bench.report.document import Context, Verdict, claim_cards
 from sltt_bench.report.grouping import make_groups
 from sltt_bench.results.reader import read_results
 
@@ -351,6 +351,22 @@ def test_versions_that_find_the_same_are_one_finding_and_others_name_the_revisio
         measure_memory(tmp_path / str(number), peak, number)
     shorts = [verdict.short for verdict in verdicts(tmp_path)]
     assert [re.sub(r"sltt-bench (\d)\1{11}", r"\1", short) for short in shorts] == shown
+
+
+@pytest.mark.parametrize(
+    ("mib", "answer"),
+    [
+        (28, "0.25×, exact (digits, reference), A; 0.28×, exact (digits, reference), B"),
+        (90, "held: 0.25×, exact (digits, reference), A; not held: 0.90×, exact (digits, reference), B"),
+    ],
+)
+def test_where_verdicts_on_a_claim_differ_each_value_has_its_word(
+    tmp_path: Path, mib: int, answer: str
+) -> None:
+    for number, peak in enumerate((25, mib), start=1):
+        measure_memory(tmp_path / str(number), peak, number)
+    (card,) = claim_cards(verdicts(tmp_path))
+    assert card.answer.replace("sltt-bench " + "1" * 12, "A").replace("sltt-bench " + "2" * 12, "B") == answer
 
 
 def test_a_claim_is_told_as_a_comparison() -> None:
