@@ -305,6 +305,11 @@ class Group:
         """What stands beside a verdict on this figure of these methods: breaches, lost and unpaired seeds."""
         results = [self.methods[name] for name in methods if name in self.methods]
         texts = [result.survivors_text for result in results]
+        for result in results:
+            lacking = len(result.seeds) - len(result.values.get(metric, {}))
+            if 0 < lacking < len(result.seeds):
+                label, seeds = METRICS[metric].label, counted(len(result.seeds), "seed")
+                texts.append(f"{result.method}: {label} is missing in {lacking} of {seeds}")
         if len(results) == 2 and set(results[0].seeds) != set(results[1].seeds):
             shared = set(results[0].seeds) & set(results[1].seeds)
             everything = set(results[0].seeds) | set(results[1].seeds)

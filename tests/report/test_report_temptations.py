@@ -190,6 +190,18 @@ def an_accuracy_that_is_missing_in_one_epoch(top: Path) -> None:
     into.cell("sltt", top1=[0.5, 0.8, 0.9], test_top1=[0.5, None, 0.9])
 
 
+@temptation(
+    "**!** sltt: last-epoch top-1 is missing in 1 of 3 seeds.",
+    "\nsltt: last-epoch top-1 is missing in 1 of 3 seeds.",
+    words=["held"],
+)
+def a_seed_whose_accuracies_were_left_out(top: Path) -> None:
+    into = run(top / "a", ACCURACY)
+    measure(into, [0, 1])
+    measure(into, [2], ["bptt"])
+    into.cell("sltt", 2, train_s=[9.0, 1.9, 1.9], top1=None, peak_tensor_bytes=PEAKS["sltt"])
+
+
 @temptation("its attempts ran on different hardware", words=["not measured"])
 def a_cell_that_was_resumed_on_another_machine(top: Path) -> None:
     into = run(top / "a", MEMORY)
