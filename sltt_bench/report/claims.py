@@ -16,7 +16,7 @@ from sltt_bench.planning.studies import TASK, setting_words, task_name
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Verdict, VerdictWord
 from sltt_bench.report.groups import Group, NotComparable, natural_order
-from sltt_bench.report.keys import TUNED, GroupKey, told_apart
+from sltt_bench.report.keys import TUNED
 from sltt_bench.report.metrics import METRICS
 from sltt_bench.report.statistics import Interval, PairedEstimate
 
@@ -77,18 +77,18 @@ def judge(groups: Sequence[Group]) -> list[Verdict]:
 def _told_apart(judged: Sequence[tuple[Group, Verdict]]) -> list[Verdict]:
     """The verdicts on one claim, equal ones once: what another version finds again to the last digit is no further
     finding. Where different ones were reached under the same conditions, with what tells those apart."""
-    findings: list[tuple[Verdict, list[GroupKey]]] = []
+    findings: list[tuple[Verdict, list[Group]]] = []
     for group, verdict in judged:
-        keys = next((keys for known, keys in findings if known == verdict), None)
-        if keys is None:
-            findings.append((verdict, [group.key]))
+        groups = next((groups for known, groups in findings if known == verdict), None)
+        if groups is None:
+            findings.append((verdict, [group]))
         else:
-            keys.append(group.key)
+            groups.append(group)
     verdicts = []
-    for verdict, keys in findings:
-        alike = [key for other, own in findings if other.conditions == verdict.conditions for key in own]
-        if len(alike) > len(keys):
-            words = numbers.listed([", ".join(told_apart(key, alike)) for key in keys])
+    for verdict, groups in findings:
+        alike = [group for other, own in findings if other.conditions == verdict.conditions for group in own]
+        if len(alike) > len(groups):
+            words = numbers.listed([", ".join(group.told_apart(alike)) for group in groups])
             verdict = replace(verdict, conditions=(*verdict.conditions, words), apart=(words,))
         verdicts.append(verdict)
     return verdicts

@@ -172,7 +172,7 @@ def _only(groups: Sequence[Group], name: str) -> object:
 def _names(pairs: Sequence[tuple[Group | None, Group | None]], free: Sequence[str]) -> list[str]:
     """Each experiment in the words that both its groups share, no two alike. `free`: in what a pair may differ, which is
     said of the sets."""
-    names, keys = [], []
+    names, keys, settings = [], [], []
     all_groups = [group for pair in pairs for group in pair if group]
     unsaid: dict[str, Any] = dict.fromkeys(free, "")
     for a, b in pairs:
@@ -184,12 +184,14 @@ def _names(pairs: Sequence[tuple[Group | None, Group | None]], free: Sequence[st
         words += [setting_words(key, value) for key, value in settings_beside(one, all_groups).items()]
         names.append(", ".join(words))
         keys.append(replace(one.key, **unsaid))
+        settings.append(one.settings)
     if len({key.hardware for key in keys}) > 1:
         names = [f"{name}, {key.hardware}" for name, key in zip(names, keys, strict=True)]
     for name in {name for name in names if names.count(name) > 1}:
         places = [place for place, other in enumerate(names) if other == name]
         for place in places:
-            names[place] = ", ".join([name, *told_apart(keys[place], [keys[other] for other in places])])
+            alike, their_settings = [keys[other] for other in places], [settings[other] for other in places]
+            names[place] = ", ".join([name, *told_apart(keys[place], alike, their_settings)])
     return names
 
 

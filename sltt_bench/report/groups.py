@@ -49,9 +49,9 @@ def words_apart(group: "Group", siblings: Sequence["Group"]) -> list[str]:
     words = [word for word in own if word not in conditions or any(word not in other for other in others)]
     if any(sibling.key.synthetic for sibling in siblings) and not group.key.synthetic:
         words.append("real data")
-    alike = [sibling.key for sibling, other in zip(siblings, others, strict=True) if other == own]
-    if group.key in alike:
-        words += told_apart(group.key, alike)
+    alike = [sibling for sibling, other in zip(siblings, others, strict=True) if other == own]
+    if any(sibling.key == group.key for sibling in alike):
+        words += group.told_apart(alike)
     return words
 
 
@@ -191,6 +191,10 @@ class Group:
         )  # fmt: skip
         others = {key: value for key, value in self.overrides.items() if key not in stated}
         return [*self.key.conditions(), *(setting_words(key, value) for key, value in others.items())]
+
+    def told_apart(self, alike: Sequence["Group"]) -> tuple[str, ...]:
+        """As few words more as tell the group from others with the same conditions (itself is among them)."""
+        return told_apart(self.key, [other.key for other in alike], [other.settings for other in alike])
 
     # Comparing ----------------------------------------------------------------------------------
 

@@ -24,7 +24,6 @@ from sltt_bench.report import numbers
 from sltt_bench.report.document import Heading, Table, TableCell
 from sltt_bench.report.grouping import make_groups
 from sltt_bench.report.groups import Group, NotComparable, settings_beside
-from sltt_bench.report.keys import told_apart
 from sltt_bench.report.metrics import METRICS, Metric
 from sltt_bench.report.render.terminal import print_table
 from sltt_bench.report.statistics import COLOURED_FROM, CONFIDENCE, Floats
@@ -175,8 +174,8 @@ def _conditions(groups: Sequence[Group]) -> list[str]:
         words.append((group.key.recipe, *group.key.conditions(), *settings))
     conditions = []
     for group, own in zip(groups, words, strict=True):
-        alike = [other.key for other, its in zip(groups, words, strict=True) if its == own]
-        conditions.append(", ".join([*own[1:], *told_apart(group.key, alike)]))
+        alike = [other for other, its in zip(groups, words, strict=True) if its == own]
+        conditions.append(", ".join([*own[1:], *group.told_apart(alike)]))
     return conditions
 
 

@@ -13,6 +13,8 @@ from sltt_bench.report.assemble import assemble
 from sltt_bench.report.claims import judge, statement, unfit_when
 from sltt_bench.report.document import Context, Verdict, claim_cards
 from sltt_bench.report.grouping import make_groups
+from sltt_bench.report.groups import in_words
+from sltt_bench.report.power import _conditions
 from sltt_bench.results.reader import read_results
 
 MEMORY = {
@@ -351,6 +353,20 @@ def test_versions_that_find_the_same_are_one_finding_and_others_name_the_revisio
         measure_memory(tmp_path / str(number), peak, number)
     shorts = [verdict.short for verdict in verdicts(tmp_path)]
     assert [re.sub(r"sltt-bench (\d)\1{11}", r"\1", short) for short in shorts] == shown
+
+
+def test_versions_of_a_recipe_are_told_apart_by_what_they_have_otherwise(tmp_path: Path) -> None:
+    """And not by a hash: in a verdict, in a heading, and in `power`, which share the words."""
+    for number, (tau, mib) in enumerate(((1.1, 25), (2.0, 28))):
+        facts = recipe(MEMORY, neuron__tau=tau)
+        run = HandmadeRun(tmp_path / str(number), recipe=facts, number=10 * number)
+        run.cell("bptt", peak_tensor_bytes=100 * MIB)
+        run.cell("sltt", peak_tensor_bytes=mib * MIB)
+    groups = make_groups(read_results([tmp_path]))
+    words = {"neuron.tau = 1.1", "neuron.tau = 2.0"}
+    assert {verdict.conditions[-1] for verdict in judge(groups)} == words
+    assert {in_words(group, groups) for group in groups} == words
+    assert {conditions.split(", ")[-1] for conditions in _conditions(groups)} == words
 
 
 @pytest.mark.parametrize(

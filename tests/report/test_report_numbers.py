@@ -380,6 +380,16 @@ def test_the_recipe_as_it_is_on_the_reference_backend_leads(tmp_path: Path) -> N
     ]
 
 
+@pytest.mark.parametrize("newest", [0, 1, 2])
+def test_of_groups_that_their_version_alone_tells_apart_the_newest_leads(tmp_path: Path, newest: int) -> None:
+    for number in range(3):
+        started = {"started_utc": f"2026-01-0{9 if number == newest else 1}T00:00:00+00:00"}
+        run = HandmadeRun(tmp_path / str(number), git_revision=f"{number}" * 40, facts=started, number=number)
+        run.cell("bptt", 0)
+    first, *_ = leading_first(read_groups(tmp_path))
+    assert first.key.revision == f"{newest}" * 12
+
+
 # Failures -----------------------------------------------------------------------------------------------
 
 
