@@ -125,10 +125,11 @@ def judge_group(claim: Claim, group: Group) -> Verdict:
     words = "median of warm epochs" if figure == "epoch_s" else METRICS[figure].label
     conditions = group.key.conditions()
     verdict = _decided(claim, group.key.recipe, estimate, words, METRICS[figure].unit, conditions)
-    # What has an interval, but was not measured of the methods alone, decides nothing.
+    # What has an interval, but was not measured of the methods alone, decides nothing; nor does being as good as nothing.
     undecided = estimate.interval is not None and (
         group.undecided(figure, _named(claim))
         or (METRICS[figure].unit == "accuracy" and _lost_to_divergence(claim, group))
+        or (claim["relation"] == "within_points" and group.at_chance(str(claim["baseline"])))
     )
     return replace(
         verdict,

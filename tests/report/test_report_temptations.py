@@ -436,6 +436,17 @@ def a_method_that_learned_nothing_is_on_no_front(top: Path) -> None:
     measure(run(top / "a", claim), last={"sltt": 0.11})
 
 
+@temptation("**!** bptt is at chance", words=["inconclusive"])
+def as_good_as_a_baseline_that_learned_nothing(top: Path) -> None:
+    measure(run(top / "a", ACCURACY), last={"bptt": 0.11, "sltt": 0.10})
+
+
+@temptation("**!** sltt is at chance", words=["held"])
+def better_than_a_method_that_learned_nothing(top: Path) -> None:
+    lost = {**ACCURACY, "relation": "exceeds_by_points", "method": "bptt", "baseline": "sltt"}
+    measure(run(top / "a", lost), last={"sltt": 0.10})
+
+
 @temptation("dominated", never=["sltt is at chance"])
 def accuracies_within_one_test_sample_are_ties(top: Path) -> None:
     """bptt is better by one test sample, and dearer in all else."""
