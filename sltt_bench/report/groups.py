@@ -455,6 +455,8 @@ def differing_fields(groups: Sequence[Group]) -> list[str]:
         for name, word in DIFFERENCE_WORDS.items()
         if len({getattr(group.key, name) for group in groups}) > 1
     }
+    if "smoke" in words:  # a smoke run is another experiment throughout
+        words.pop("recipe_hash", None)
     if "recipe_hash" in words:
         named = [name for name in _FIELD_OF_PART if name in words]
         told = tuple(_FIELD_OF_PART[name] for name in named)

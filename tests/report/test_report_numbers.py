@@ -614,6 +614,13 @@ def test_groups_of_several_tasks_differ_in_the_task_and_not_in_all_that_it_bring
     assert differing_fields(read_groups(tmp_path)) == ["T", "task", "neuron.tau"]
 
 
+def test_a_smoke_run_differs_from_a_full_run_in_being_one(tmp_path: Path) -> None:
+    run = HandmadeRun(tmp_path / "run")
+    run.cell("bptt")
+    run.cell("bptt", cell={"smoke": True}, recipe=varied(RECIPE, data__limit=64))
+    assert differing_fields(read_groups(tmp_path)) == ["smoke or full run"]
+
+
 def test_versions_of_a_recipe_that_no_field_tells_apart_are_versions(tmp_path: Path) -> None:
     run = HandmadeRun(tmp_path / "run")
     run.cell("bptt")
