@@ -2,7 +2,7 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +26,7 @@ def assemble(context: Context, makers: Mapping[str, SectionMaker]) -> tuple[Repo
     results = context.results
     contributions = [make(context) for make in makers.values()]
     verdicts = _judged([verdict for part in contributions for verdict in part.verdicts])
-    skipped = [*results.skipped, *_kinds_without_section(results, makers)]
+    skipped = [*results.skipped, *_without_row(results), *_kinds_without_section(results, makers)]
     skipped += [item for part in contributions for item in part.skipped]
     report = Report(
         title=_title(results),
@@ -103,6 +103,18 @@ def _kinds_without_section(results: Results, makers: Mapping[str, SectionMaker])
         )
         for (run, kind), same in cells.groupby(["run", "kind"])
     ]
+
+
+def _without_row(results: Results) -> Iterator[Skipped]:
+    """Runs of whose plan some cells are nowhere: the report is of those that are there."""
+    there = set(results.cells["cell_id"])
+    for run in results.runs:
+        plan = set(run.provenance.get("plan") or ())
+        if missing := len(plan - there):
+            planned = counted(len(plan), "planned cell")
+            yield Skipped(
+                str(run.path), f"no row of {missing} of {planned}: --resume finishes or records them"
+            )
 
 
 def _provenance(runs: Sequence[Run]) -> tuple[Origin, ...]:

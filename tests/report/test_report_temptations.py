@@ -161,6 +161,16 @@ def an_accuracy_in_the_cell_of_which_the_epochs_say_nothing(top: Path) -> None:
     measure(run(top / "a"), test_top1=None)
 
 
+@temptation("no row of 2 of 6 planned cells: --resume finishes or records them", words=["held"])
+def a_plan_of_which_only_some_cells_are_there(top: Path) -> None:
+    into = run(top / "a", TIME)
+    measure(into, [0])
+    there = [path.stem for path in (into.path / "cells").iterdir()]
+    measure(run(top / "resumed elsewhere"), [1])
+    elsewhere = [path.stem for path in (top / "resumed elsewhere" / "cells").iterdir()]
+    into.tell({"plan": [*there, *elsewhere, "cut off", "deleted"], "cells": {}})
+
+
 @temptation("train_s is not a finite number above 0", words=["not measured"])
 def a_time_of_zero(top: Path) -> None:
     into = run(top / "a", TIME)
