@@ -174,7 +174,7 @@ def _lines(section: Section, numbers: pd.DataFrame) -> Iterator[str]:
     yield f"![{question}](figures/{_file(section)})\n"
     yield f"{figure.caption}\n"
     for card in section.cards:
-        values = "; ".join(", ".join([found.evidence, *found.settings]) for found in card.findings)
+        values = "; ".join(", ".join([found.evidence, *card.settings(found)]) for found in card.findings)
         yield f"- {card.says}: {card.word}, {values}"
     yield ""
     for (heading, measure), rows in numbers.groupby(["panel", "measure"], sort=False):

@@ -89,7 +89,7 @@ def _told_apart(judged: Sequence[tuple[Group, Verdict]]) -> list[Verdict]:
         alike = [group for other, own in findings if other.conditions == verdict.conditions for group in own]
         if len(alike) > len(groups):
             words = numbers.listed([", ".join(group.told_apart(alike)) for group in groups])
-            verdict = replace(verdict, conditions=(*verdict.conditions, words), apart=(words,))
+            verdict = replace(verdict, conditions=(*verdict.conditions, words))
         verdicts.append(verdict)
     return verdicts
 

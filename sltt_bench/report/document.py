@@ -166,8 +166,6 @@ class Verdict:
     """Which figure was used: "live tensors", "median of warm epochs"."""
     conditions: tuple[str, ...] = ()
     """Where it was measured, or tried and found impossible; empty if nobody tried."""
-    apart: tuple[str, ...] = ()
-    """Those of the conditions that tell it from another verdict on the claim, where nothing else does."""
     reason: str = ""
     """Why there is no verdict."""
     caveats: tuple[str, ...] = ()
@@ -196,24 +194,11 @@ class Verdict:
         return not str(self.claim.get("source", "")).startswith(_OWN_SOURCES)
 
     @property
-    def short(self) -> str:
-        """What and where in a few words: "0.27×, exact (digits, reference)"; other settings than the recipe's are named
-        behind the parentheses, since they may hold some themselves."""
-        backends = (word.removeprefix("backend ") for word in self.conditions if "backend " in word)
-        return ", ".join([f"{self.evidence} ({', '.join([self.recipe, *backends])})", *self.settings])
-
-    @property
     def evidence(self) -> str:
         """The value in a few words, or why there is none: "0.27×, exact"."""
         basis = "estimated" if self.estimated else "exact" if self.exact else f"n = {self.n}"
         value = f"{self.measured}, {basis}" if self.measured else self.reason
         return f"{value}; {self.beside}" if self.beside else value
-
-    @property
-    def settings(self) -> tuple[str, ...]:
-        """What is not as the recipe has it, and what tells it from another verdict on the claim."""
-        settings = (word for word in self.conditions if word.startswith(("tuned", "at learning rate")))
-        return (*settings, *self.apart)
 
 
 _OWN_SOURCES = ("this project", "derived")
@@ -255,12 +240,29 @@ class ClaimCard:
             open_one = self.verdicts[0]
             return f"{open_one.reason}; {open_one.command}" if open_one.command else open_one.reason
         alike = len({verdict.word for verdict in self.findings}) == 1
-        shown = [
-            verdict.short if alike else f"{verdict.word}: {verdict.short}"
-            for verdict in self.findings[:_MOST_VALUES]
-        ]
+        shown = []
+        for verdict in self.findings[:_MOST_VALUES]:
+            backends = (word.removeprefix("backend ") for word in verdict.conditions if "backend " in word)
+            where = ", ".join([verdict.recipe, *backends])
+            text = ", ".join([f"{verdict.evidence} ({where})", *self.settings(verdict)])
+            shown.append(text if alike else f"{verdict.word}: {text}")
         more = len(self.findings) - len(shown)
         return "; ".join(shown) + (f" and {more} more" if more else "")
+
+    def settings(self, verdict: Verdict) -> list[str]:
+        """Of a finding's conditions, beside its backend: what is not as the recipe has it, and what tells it from others of
+        its recipe."""
+        alike = [
+            each
+            for each in self.findings
+            if (each.recipe, each.estimated) == (verdict.recipe, verdict.estimated)
+        ]
+        return [
+            word
+            for word in verdict.conditions
+            if word.startswith(_SETTINGS)
+            or ("backend " not in word and any(word not in each.conditions for each in alike))
+        ]
 
     @property
     def caveats(self) -> tuple[str, ...]:
@@ -270,6 +272,8 @@ class ClaimCard:
 
 _IN_A_LIST = {"n too small": "measured (n too small)"}
 """Verdicts that do not read well after a count → how they do."""
+_SETTINGS = ("tuned", "at learning rate")
+"""How conditions begin that are not the recipe's."""
 _MOST_VALUES = 3
 """Values that a claim's sentence names."""
 

@@ -299,6 +299,11 @@ def test_each_hardware_gets_a_verdict_of_its_own(tmp_path: Path) -> None:
         "Example CPU, 2 threads": ("held", "live tensors"),
         "Example GPU": ("n too small", "allocated (CUDA)"),
     }
+    (card,) = claim_cards(verdicts(tmp_path))
+    assert card.answer == (
+        "held: 0.25×, exact (digits, reference), Example CPU, 2 threads; "
+        "n too small: 0.90×, n = 1 (digits, reference), Example GPU"
+    )
 
 
 @pytest.mark.parametrize(
@@ -319,7 +324,7 @@ def test_what_was_counted_exactly_stands_beside_a_peak_of_one_pair(
     (verdict,) = verdicts(tmp_path)
     assert (verdict.word, verdict.figure) == ("n too small", "allocated (CUDA)")
     assert (verdict.beside, verdict.caveats) == (beside, ())
-    assert verdict.short.startswith(f"0.27×, n = 1; {beside} (" if beside else "0.27×, n = 1 (")
+    assert verdict.evidence == (f"0.27×, n = 1; {beside}" if beside else "0.27×, n = 1")
 
 
 def test_what_was_counted_exactly_is_no_matter_where_an_interval_decides(tmp_path: Path) -> None:
@@ -351,8 +356,8 @@ def test_versions_that_find_the_same_are_one_finding_and_others_name_the_revisio
 ) -> None:
     for number, peak in enumerate(mib, start=1):
         measure_memory(tmp_path / str(number), peak, number)
-    shorts = [verdict.short for verdict in verdicts(tmp_path)]
-    assert [re.sub(r"sltt-bench (\d)\1{11}", r"\1", short) for short in shorts] == shown
+    (card,) = claim_cards(verdicts(tmp_path))
+    assert re.sub(r"sltt-bench (\d)\1{11}", r"\1", card.answer).split("; ") == shown
 
 
 def test_versions_of_a_recipe_are_told_apart_by_what_they_have_otherwise(tmp_path: Path) -> None:
