@@ -170,7 +170,7 @@ def test_the_first_screen_says_what_was_run_the_claims_and_one_table(tmp_path: P
     )
     assert heading == "## Claims of the paper"
     assert card.startswith(
-        "- less than \\<a third\\> & more: **1 held, 1 not measured**. held: 0.25×, exact (digits, reference); "
+        "- less than \\<a third\\> & more: **1 held, 1 not measured**. held: 0.25×, exact (digits, reference), Example "
     )
     conditions = "Example CPU, 2 threads, fp32, backend reference, T = 6, batch 64"
     assert title == f"**digits: {conditions}, at the recipe's learning rate**"
