@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 
+from sltt_bench.common.printable import make_console
 from sltt_bench.planning.recipe import load_recipe
 from sltt_bench.planning.recipe_files import study_names
 from sltt_bench.report.document import Context, Figure, Section, Table
@@ -22,7 +23,7 @@ from sltt_bench.report.plots import style
 from sltt_bench.report.plots.studies import in_order
 from sltt_bench.report.sections.studies import studies
 from sltt_bench.report.sections.tuning import tuning
-from sltt_bench.results.reader import read_results
+from sltt_bench.results.reader import print_unread, read_results
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results" / "studies"
@@ -120,7 +121,9 @@ def _answers_in_short(sections: Collection[str]) -> Iterator[str]:
 @cache
 def answers() -> tuple[dict[str, Section], pd.DataFrame]:
     """Study → its section of the report; the numbers of all figures."""
-    part = studies(Context(read_results([RESULTS]), "bptt"))
+    results = read_results([RESULTS])
+    part = studies(Context(results, "bptt"))
+    print_unread(results.skipped, make_console(stderr=True))
     return {section.title: section for section in part.sections}, part.frames["studies.csv"]
 
 
@@ -163,7 +166,7 @@ def _profile_file(name: str) -> str:
 
 
 def _lines(section: Section, numbers: pd.DataFrame) -> Iterator[str]:
-    question, answer, *limits = section.lead
+    question, _, *limits = section.lead
     (figure,) = (block for block in section.blocks if isinstance(block, Figure))
     yield f"## {section.title}\n"
     yield f"**{question}**\n"
@@ -171,9 +174,9 @@ def _lines(section: Section, numbers: pd.DataFrame) -> Iterator[str]:
         yield f"{reading}\n"
     yield f"![{question}](figures/{_file(section)})\n"
     yield f"{figure.caption}\n"
-    here = f"{section.title}, reference"
-    verdicts = answer.replace(f" ({here})", "").removesuffix(".")
-    yield from (f"- {sentence}" for sentence in verdicts.split("; ") if sentence)
+    for card in section.cards:
+        values = "; ".join(", ".join([found.evidence, *card.settings(found)]) for found in card.findings)
+        yield f"- {card.says}: {card.word}, {values}"
     yield ""
     for (heading, measure), rows in numbers.groupby(["panel", "measure"], sort=False):
         yield from _table(str(heading), str(measure), rows)

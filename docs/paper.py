@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from sltt_bench.common.printable import make_console
 from sltt_bench.planning.recipe import load_recipe
 from sltt_bench.planning.recipe_fields import Recipe
 from sltt_bench.report.claims import HARMLESS
@@ -19,7 +20,7 @@ from sltt_bench.report.grouping import make_groups
 from sltt_bench.report.groups import Group, NotComparable, method_order
 from sltt_bench.report.metrics import METRICS
 from sltt_bench.report.numbers import listed
-from sltt_bench.results.reader import Results, read_results
+from sltt_bench.results.reader import Results, print_unread, read_results
 from sltt_bench.results.schema import ESTIMATES_FILE
 
 ROOT = Path(__file__).parent.parent
@@ -80,6 +81,7 @@ def main() -> None:
 def page() -> str:
     """The whole page in Markdown."""
     results = read_results([ROOT / "results"])
+    print_unread(results.skipped, make_console(stderr=True))
     recipes = {name: load_recipe(name) for name in PUBLISHED}
     estimates, cells, groups = _estimates(results), _measured_cells(results), measured_groups()
     parts = [

@@ -18,7 +18,7 @@ from sltt_bench.results.reader import read_results
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "docs" / "figures"
 PICTURES = {
-    "digits-methods.png": ("digits", "digits-T6-b64-fp32-reference-3-methods"),
+    "digits-methods.png": ("digits", "digits-T6-b64-fp32-reference-2-methods"),
     "cifar10-resnet18-timesteps.png": ("cifar10-resnet18", "cifar10-resnet18-sweep-timesteps"),
     "imagenet-resnet34-estimated-memory.png": ("imagenet-resnet34", "estimate-imagenet-resnet34-memory"),
     "gradients-resnet18-tau.png": ("cifar10-resnet18", "gradients-cifar10-resnet18-1-tau"),

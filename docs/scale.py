@@ -18,9 +18,10 @@ from pathlib import Path
 import pandas as pd
 
 from sltt_bench.common.format import format_bytes
+from sltt_bench.common.printable import make_console
 from sltt_bench.planning.recipe import load_recipe
 from sltt_bench.planning.recipe_fields import Recipe
-from sltt_bench.results.reader import read_results
+from sltt_bench.results.reader import print_unread, read_results
 from sltt_bench.results.schema import ESTIMATES_FILE
 from sltt_bench.training.distributed import exchanged_bytes
 
@@ -78,7 +79,9 @@ class Work:
 
 def works(slowdown: float = SLOWDOWN) -> list[Work]:
     """Every cell of the paper's table, stage 1 of ImageNet once for all methods and seeds."""
-    estimates = read_results([ROOT / "results"]).rows(ESTIMATES_FILE)
+    results = read_results([ROOT / "results"])
+    print_unread(results.skipped, make_console(stderr=True))
+    estimates = results.rows(ESTIMATES_FILE)
     estimates = estimates[(estimates["gpu"] == GPU) & (estimates["backend"] == "reference")]
     found = []
     for name in RECIPES:

@@ -423,8 +423,7 @@ def power(
     """Say how many seeds would tell a stated effect apart, from the spread of the pairs at hand."""
     from sltt_bench.command_line import verbs
     from sltt_bench.report.power import print_seeds_needed, seeds_needed
-    from sltt_bench.report.render.terminal import print_unread
-    from sltt_bench.results.reader import read_results
+    from sltt_bench.results.reader import print_unread, read_results
 
     methods, effects = comma_list("--method", method), parse_effects(effect)
     measured = read_results(results)
@@ -435,7 +434,7 @@ def power(
         verbs.print_json([asdict(row) for row in rows])
     else:
         print_seeds_needed(rows, make_console())
-    print_unread(measured.unread(), make_console(stderr=True))
+    print_unread(measured.skipped, make_console(stderr=True))
 
 
 @app.command()

@@ -99,9 +99,11 @@ def run_plans(
         _say(console, "--resume goes on from here")
         return 128 + interruption.signal_number
     if json_rows is not None:
-        from sltt_bench.results.reader import read_results
+        from sltt_bench.results.reader import print_unread, read_results
 
-        rows = read_results(folders).rows(json_rows).drop(columns="run", errors="ignore")
+        results = read_results(folders)
+        print_unread(results.skipped, console)
+        rows = results.rows(json_rows).drop(columns="run", errors="ignore")
         whole = {column.name: "Int64" for column in FILES[json_rows] if column.type == "int"}
         rows = rows.astype({name: kind for name, kind in whole.items() if name in rows})
         print(rows.replace("", None).to_json(orient="records", indent=1))

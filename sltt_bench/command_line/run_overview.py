@@ -15,7 +15,7 @@ def overview(folder: Path) -> dict[str, Any]:
     if len(results.runs) != 1:
         where = "no run is" if not results.runs else f"{len(results.runs)} runs are"
         raise ResultsError(
-            f"{folder}: {where} in this folder; show one run, as results/RECIPE/RUN. "
+            f"{folder}: {where} in this folder{results.reasons}; show one run, as results/RECIPE/RUN. "
             f"`sltt-bench report {folder}` compares many"
         )
     run = results.runs[0]

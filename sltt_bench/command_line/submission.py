@@ -21,8 +21,7 @@ from sltt_bench.planning.recipe_fields import NOT_DECISIVE, NOT_DECISIVE_OF_TRAI
 from sltt_bench.planning.recipe_files import recipe_names
 from sltt_bench.report.consistency import MeasuredCell, contradictions
 from sltt_bench.report.grouping import UNSOUND, make_groups
-from sltt_bench.report.groups import Group, MethodResult
-from sltt_bench.report.keys import differing_fields
+from sltt_bench.report.groups import Group, MethodResult, differing_fields
 from sltt_bench.results.cell_row import Outcome, cell_key, circumstances
 from sltt_bench.results.reader import Results, read_results
 from sltt_bench.results.writer import ResultsError
@@ -46,7 +45,7 @@ def check(folders: list[Path]) -> list[RuleBreach]:
     results = read_results(folders)
     if _runs(results).empty:
         raise ResultsError(
-            f"{folders[0]}: no cell that was run is here; `sltt-bench run RECIPE` makes results"
+            f"{folders[0]}: no cell that was run is here{results.reasons}; `sltt-bench run RECIPE` makes results"
         )
     return [
         RuleBreach(rule, where, text) for rule, function in RULES.items() for where, text in function(results)
@@ -143,7 +142,7 @@ def _seeds_lacking(method: str, groups: Sequence[Group]) -> Iterator[str]:
     # A cell that ended before it reported what it ran with may be in a group of its own. So groups without
     # a finished cell count only if no group has one, and then all together.
     with_finished = [seeds for seeds in seeds_of_groups if seeds[1]] or [(everything, set[int]())]
-    apart = ", ".join(differing_fields([group.key for group in groups]))
+    apart = ", ".join(differing_fields(groups))
     for begun, finished in with_finished:
         if len(begun) < MINIMUM_SEEDS:
             within = (

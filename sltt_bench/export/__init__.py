@@ -135,10 +135,13 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def trained_cell(run: Path, method: str, seed: int | None, cell_id: str | None = None) -> TrainedCell:
-    """Returns the one cell with this method, seed and id (None: any). Raises ExportError, ResultsError."""
-    from sltt_bench.results.reader import read_results
+    """Returns the one cell with this method, seed and id (None: any); prints what of the run is not read. Raises
+    ExportError, ResultsError."""
+    from sltt_bench.common.printable import make_console
+    from sltt_bench.results.reader import print_unread, read_results
 
     results = read_results([run])
+    print_unread(results.skipped, make_console(stderr=True))
     cells = of_method = results.cells[(results.cells["kind"] == "run") & (results.cells["method"] == method)]
     asked = f"the method {method}"
     for name, column, value in (("seed", "seed", seed), ("id", "cell_id", cell_id)):

@@ -86,11 +86,8 @@ def make_report(
         raise ResultsError(f"--format {unknown[0]}: unknown{hint}; known formats are {', '.join(FORMATS)}")
     results = read_results(sources)
     if results.cells.empty and results.rows(BENCH_FILE).empty:
-        reasons = "; ".join(f"{skip.path}: {skip.reason}" for skip in results.skipped[:3])
         where = ", ".join(map(str, sources))
-        raise ResultsError(
-            f"{where}: no results in or below it{f' ({reasons})' if reasons else ''}; run a recipe first"
-        )
+        raise ResultsError(f"{where}: no results in or below it{results.reasons}; run a recipe first")
     methods = {str(name) for name in results.cells["method"]} | {
         str(m) for m in results.rows(ESTIMATES_FILE)["method"]
     }
@@ -117,10 +114,11 @@ def print_run(folders: Sequence[Path], *, console: "Console", baseline: str = BA
     Whatever the kind of the cells: run, estimate, analysis.
     """
     from sltt_bench.report.render.terminal import print_sections
-    from sltt_bench.results.reader import read_results
+    from sltt_bench.results.reader import print_unread, read_results
 
     report, _ = _assembled(read_results(folders), baseline)
     print_sections(report.sections, console)
+    print_unread(report.skipped, console)
 
 
 def _assembled(results: "Results", baseline: str) -> "tuple[Report, dict[str, DataFrame]]":

@@ -2,7 +2,7 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from sltt_bench.report.groups import natural_order
 from sltt_bench.report.integrity import mapping_at
 from sltt_bench.report.numbers import first_of
 from sltt_bench.results.reader import Results, Run
+from sltt_bench.results.tables import Skipped
 
 SectionMaker = Callable[[Context], Contribution]
 
@@ -25,8 +26,7 @@ def assemble(context: Context, makers: Mapping[str, SectionMaker]) -> tuple[Repo
     results = context.results
     contributions = [make(context) for make in makers.values()]
     verdicts = _judged([verdict for part in contributions for verdict in part.verdicts])
-    skipped = [(skip.path, skip.reason) for skip in results.skipped]
-    skipped += _kinds_without_section(results, makers)
+    skipped = [*results.skipped, *_without_row(results), *_kinds_without_section(results, makers)]
     skipped += [item for part in contributions for item in part.skipped]
     report = Report(
         title=_title(results),
@@ -94,15 +94,27 @@ def _title(results: Results) -> str:
     return first_of(recipes, 3)
 
 
-def _kinds_without_section(results: Results, makers: Mapping[str, SectionMaker]) -> list[tuple[str, str]]:
+def _kinds_without_section(results: Results, makers: Mapping[str, SectionMaker]) -> list[Skipped]:
     cells = results.cells[~results.cells["kind"].isin(list(makers))]
     return [
-        (
+        Skipped(
             str(results.runs[int(str(run))].path),
             f"{counted(len(same), 'cell')} of kind {kind}: no measurements, not shown",
         )
         for (run, kind), same in cells.groupby(["run", "kind"])
     ]
+
+
+def _without_row(results: Results) -> Iterator[Skipped]:
+    """Runs of whose plan some cells are nowhere: the report is of those that are there."""
+    there = set(results.cells["cell_id"])
+    for run in results.runs:
+        plan = set(run.provenance.get("plan") or ())
+        if missing := len(plan - there):
+            planned = counted(len(plan), "planned cell")
+            yield Skipped(
+                str(run.path), f"no row of {missing} of {planned}: --resume finishes or records them"
+            )
 
 
 def _provenance(runs: Sequence[Run]) -> tuple[Origin, ...]:

@@ -16,7 +16,7 @@ from sltt_bench.planning.studies import TASK, setting_words, task_name
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Verdict, VerdictWord
 from sltt_bench.report.groups import Group, NotComparable, natural_order
-from sltt_bench.report.keys import TUNED, told_apart
+from sltt_bench.report.keys import TUNED
 from sltt_bench.report.metrics import METRICS
 from sltt_bench.report.statistics import Interval, PairedEstimate
 
@@ -75,12 +75,22 @@ def judge(groups: Sequence[Group]) -> list[Verdict]:
 
 
 def _told_apart(judged: Sequence[tuple[Group, Verdict]]) -> list[Verdict]:
-    """The verdicts on one claim; where some were reached under the same conditions, with what tells those apart."""
-    verdicts = []
+    """The verdicts on one claim, equal ones once: what another version finds again to the last digit is no further
+    finding. Where different ones were reached under the same conditions, with what tells those apart."""
+    findings: list[tuple[Verdict, list[Group]]] = []
     for group, verdict in judged:
-        alike = [other.key for other, its_own in judged if its_own.conditions == verdict.conditions]
-        words = told_apart(group.key, alike)
-        verdicts.append(replace(verdict, conditions=(*verdict.conditions, *words), apart=words))
+        groups = next((groups for known, groups in findings if known == verdict), None)
+        if groups is None:
+            findings.append((verdict, [group]))
+        else:
+            groups.append(group)
+    verdicts = []
+    for verdict, groups in findings:
+        alike = [group for other, own in findings if other.conditions == verdict.conditions for group in own]
+        if len(alike) > len(groups):
+            words = numbers.listed([", ".join(group.told_apart(alike)) for group in groups])
+            verdict = replace(verdict, conditions=(*verdict.conditions, words))
+        verdicts.append(verdict)
     return verdicts
 
 
@@ -115,10 +125,11 @@ def judge_group(claim: Claim, group: Group) -> Verdict:
     words = "median of warm epochs" if figure == "epoch_s" else METRICS[figure].label
     conditions = group.key.conditions()
     verdict = _decided(claim, group.key.recipe, estimate, words, METRICS[figure].unit, conditions)
-    # What has an interval, but was not measured of the methods alone, decides nothing.
+    # What has an interval, but was not measured of the methods alone, decides nothing; nor does being as good as nothing.
     undecided = estimate.interval is not None and (
         group.undecided(figure, _named(claim))
         or (METRICS[figure].unit == "accuracy" and _lost_to_divergence(claim, group))
+        or (claim["relation"] == "within_points" and group.at_chance(str(claim["baseline"])))
     )
     return replace(
         verdict,

@@ -33,7 +33,7 @@ from sltt_bench.report.keys import DIFFERENCE_WORDS, GroupKey, told_apart
 from sltt_bench.report.metrics import METRICS, stat_of
 from sltt_bench.report.render.terminal import print_table
 from sltt_bench.report.statistics import PairedEstimate, paired_difference, paired_ratio
-from sltt_bench.results.reader import Results, read_results
+from sltt_bench.results.reader import Results, print_unread, read_results
 from sltt_bench.results.writer import ResultsError
 
 Word = Literal[
@@ -104,9 +104,9 @@ def compare_sets(a: Path, b: Path, threshold: float, console: Console | None = N
     """
     one, other = _read(a), _read(b)
     comparison = compare_groups(make_groups(one), make_groups(other), threshold)
-    unread = (*_not_read("A", one), *_not_read("B", other))
-    comparison = replace(comparison, remarks=(*comparison.remarks, *unread))
-    print_comparison(comparison, console or make_console())
+    console = console or make_console()
+    print_comparison(comparison, console)
+    print_unread([*one.skipped, *other.skipped], console)
     return comparison
 
 
@@ -114,14 +114,9 @@ def _read(folder: Path) -> Results:
     results = read_results([folder])
     if results.cells.empty:
         raise ResultsError(
-            f"{folder}: no results in or below it; give a folder with runs, for example results/"
+            f"{folder}: no results in or below it{results.reasons}; give a folder with runs, for example results/"
         )
     return results
-
-
-def _not_read(name: str, results: Results) -> list[str]:
-    """What of a set is in no figure."""
-    return [f"Not read of {name}: {words}." for words in results.unread()]
 
 
 def compare_groups(a: Sequence[Group], b: Sequence[Group], threshold: float) -> SetComparison:
@@ -177,7 +172,7 @@ def _only(groups: Sequence[Group], name: str) -> object:
 def _names(pairs: Sequence[tuple[Group | None, Group | None]], free: Sequence[str]) -> list[str]:
     """Each experiment in the words that both its groups share, no two alike. `free`: in what a pair may differ, which is
     said of the sets."""
-    names, keys = [], []
+    names, keys, settings = [], [], []
     all_groups = [group for pair in pairs for group in pair if group]
     unsaid: dict[str, Any] = dict.fromkeys(free, "")
     for a, b in pairs:
@@ -189,12 +184,14 @@ def _names(pairs: Sequence[tuple[Group | None, Group | None]], free: Sequence[st
         words += [setting_words(key, value) for key, value in settings_beside(one, all_groups).items()]
         names.append(", ".join(words))
         keys.append(replace(one.key, **unsaid))
+        settings.append(one.settings)
     if len({key.hardware for key in keys}) > 1:
         names = [f"{name}, {key.hardware}" for name, key in zip(names, keys, strict=True)]
     for name in {name for name in names if names.count(name) > 1}:
         places = [place for place, other in enumerate(names) if other == name]
         for place in places:
-            names[place] = ", ".join([name, *told_apart(keys[place], [keys[other] for other in places])])
+            alike, their_settings = [keys[other] for other in places], [settings[other] for other in places]
+            names[place] = ", ".join([name, *told_apart(keys[place], alike, their_settings)])
     return names
 
 

@@ -166,6 +166,8 @@ def _memory(cell: MeasuredCell) -> Iterator[str]:
         if (cell.column(smaller) > cell.column(larger)).any():
             yield f"{smaller} is above {larger} in some epoch"
     attempts, peaks = cell.column("attempt"), cell.column("peak_tensor_bytes")
+    if (peaks < float(cell.row["footprint_bytes"])).any():
+        yield "peak_tensor_bytes is below footprint_bytes, what the network's parameters and buffers take"
     counted = set(zip(attempts[~np.isnan(peaks)], peaks[~np.isnan(peaks)], strict=True))
     if len(counted) > len({attempt for attempt, _ in counted}):
         yield "peak_tensor_bytes, which is counted once, is not the same in all epochs"

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from sltt_bench.report.groups import Group
     from sltt_bench.results.reader import Results
+    from sltt_bench.results.tables import Skipped
 
 Tone = Literal["plain", "good", "bad", "muted"]
 Width = Literal["column", "double"]
@@ -130,6 +131,8 @@ class Section:
     """The conditions under which everything below was measured."""
     page: str = ""
     """Level 1: whose page it stands on, a recipe's name or another heading; '' for its own title."""
+    cards: "tuple[ClaimCard, ...]" = ()
+    """The claims that a sentence of the lead sums up."""
 
 
 VerdictWord = Literal["held", "not held", "inconclusive", "n too small", "not comparable", "not measured"]
@@ -163,8 +166,6 @@ class Verdict:
     """Which figure was used: "live tensors", "median of warm epochs"."""
     conditions: tuple[str, ...] = ()
     """Where it was measured, or tried and found impossible; empty if nobody tried."""
-    apart: tuple[str, ...] = ()
-    """Those of the conditions that tell it from another verdict on the claim, where nothing else does."""
     reason: str = ""
     """Why there is no verdict."""
     caveats: tuple[str, ...] = ()
@@ -193,15 +194,11 @@ class Verdict:
         return not str(self.claim.get("source", "")).startswith(_OWN_SOURCES)
 
     @property
-    def short(self) -> str:
-        """What and where in a few words: "0.27×, exact (digits, reference)"; other settings than the recipe's are named
-        behind the parentheses, since they may hold some themselves."""
-        backends = (word.removeprefix("backend ") for word in self.conditions if "backend " in word)
-        settings = (word for word in self.conditions if word.startswith(("tuned", "at learning rate")))
+    def evidence(self) -> str:
+        """The value in a few words, or why there is none: "0.27×, exact"."""
         basis = "estimated" if self.estimated else "exact" if self.exact else f"n = {self.n}"
         value = f"{self.measured}, {basis}" if self.measured else self.reason
-        value += f"; {self.beside}" if self.beside else ""
-        return ", ".join([f"{value} ({', '.join([self.recipe, *backends])})", *settings, *self.apart])
+        return f"{value}; {self.beside}" if self.beside else value
 
 
 _OWN_SOURCES = ("this project", "derived")
@@ -238,13 +235,34 @@ class ClaimCard:
 
     @property
     def answer(self) -> str:
-        """The values behind the word; of what nobody measured, what would measure it."""
+        """The values behind the word, each with its own where they differ; of what nobody measured, what would measure it."""
         if not self.findings:
             open_one = self.verdicts[0]
             return f"{open_one.reason}; {open_one.command}" if open_one.command else open_one.reason
-        shown = [verdict.short for verdict in self.findings[:_MOST_VALUES]]
+        alike = len({verdict.word for verdict in self.findings}) == 1
+        shown = []
+        for verdict in self.findings[:_MOST_VALUES]:
+            backends = (word.removeprefix("backend ") for word in verdict.conditions if "backend " in word)
+            where = ", ".join([verdict.recipe, *backends])
+            text = ", ".join([f"{verdict.evidence} ({where})", *self.settings(verdict)])
+            shown.append(text if alike else f"{verdict.word}: {text}")
         more = len(self.findings) - len(shown)
         return "; ".join(shown) + (f" and {more} more" if more else "")
+
+    def settings(self, verdict: Verdict) -> list[str]:
+        """Of a finding's conditions, beside its backend: what is not as the recipe has it, and what tells it from others of
+        its recipe."""
+        alike = [
+            each
+            for each in self.findings
+            if (each.recipe, each.estimated) == (verdict.recipe, verdict.estimated)
+        ]
+        return [
+            word
+            for word in verdict.conditions
+            if word.startswith(_SETTINGS)
+            or ("backend " not in word and any(word not in each.conditions for each in alike))
+        ]
 
     @property
     def caveats(self) -> tuple[str, ...]:
@@ -254,6 +272,8 @@ class ClaimCard:
 
 _IN_A_LIST = {"n too small": "measured (n too small)"}
 """Verdicts that do not read well after a count → how they do."""
+_SETTINGS = ("tuned", "at learning rate")
+"""How conditions begin that are not the recipe's."""
 _MOST_VALUES = 3
 """Values that a claim's sentence names."""
 
@@ -283,8 +303,8 @@ class Contribution:
     """The answer in one table."""
     key_figure: Figure | None = None
     """The answer in one figure."""
-    skipped: tuple[tuple[str, str], ...] = ()
-    """What was read but cannot be shown: path and reason."""
+    skipped: "tuple[Skipped, ...]" = ()
+    """What was read but cannot be shown."""
 
 
 @dataclass(frozen=True)
@@ -326,8 +346,8 @@ class Report:
     """The first screen's figure and table."""
     sections: tuple[Section, ...]
     provenance: tuple[Origin, ...]
-    skipped: tuple[tuple[str, str], ...]
-    """What was not read: path and reason."""
+    skipped: "tuple[Skipped, ...]"
+    """What was not read."""
     baseline: str
     made_by: str
 

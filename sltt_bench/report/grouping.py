@@ -10,7 +10,15 @@ import numpy as np
 import pandas as pd
 
 from sltt_bench.common.identity import short_hash
-from sltt_bench.report.groups import FailedCells, Group, MethodResult, budget_text, method_order, seeds_text
+from sltt_bench.report.groups import (
+    FailedCells,
+    Group,
+    MethodResult,
+    budget_text,
+    differing_fields,
+    method_order,
+    seeds_text,
+)
 from sltt_bench.report.integrity import (
     CHECKED,
     EVERYTHING,
@@ -32,7 +40,7 @@ from sltt_bench.report.integrity import (
     source_breaches,
     source_of_plugin,
 )
-from sltt_bench.report.keys import DIFFERENCE_WORDS, TUNED, UNKNOWN_HARDWARE, GroupKey, differing_fields
+from sltt_bench.report.keys import DIFFERENCE_WORDS, TUNED, UNKNOWN_HARDWARE, GroupKey
 from sltt_bench.report.metrics import COLD_FIGURES, MEMORY_FIGURES, METRICS, PEAKS_OF_EPOCHS, Phase
 from sltt_bench.results.doubts import CHANCE, used_by_others
 from sltt_bench.results.reader import Results, Run
@@ -77,7 +85,7 @@ def _told_where_else(groups: Sequence[Group]) -> list[Group]:
         siblings = [g for g in groups if g.key.recipe == group.key.recipe and g is not group]
         elsewhere: dict[str, str] = {}
         for method in {name for g in siblings for name in g.methods} - set(group.methods):
-            differences = [differing_fields([group.key, g.key]) for g in siblings if method in g.methods]
+            differences = [differing_fields([group, g]) for g in siblings if method in g.methods]
             elsewhere[method] = ", ".join(sorted(differences, key=len)[0])
         linked.append(replace(group, elsewhere=elsewhere) if elsewhere else group)
     return linked

@@ -17,7 +17,7 @@ from sltt_bench.common.format import counted
 from sltt_bench.planning.studies import OWN_TASK, TASK, setting_words
 from sltt_bench.report.chance import accuracy_floor
 from sltt_bench.report.integrity import Beginnings, Breach
-from sltt_bench.report.keys import GroupKey, told_apart
+from sltt_bench.report.keys import DIFFERENCE_WORDS, GroupKey, told_apart
 from sltt_bench.report.metrics import HEADLINE_ON_CPU, HEADLINE_ON_GPU, METRICS, Phase, stat_of
 from sltt_bench.report.statistics import (
     PairedEstimate,
@@ -49,9 +49,9 @@ def words_apart(group: "Group", siblings: Sequence["Group"]) -> list[str]:
     words = [word for word in own if word not in conditions or any(word not in other for other in others)]
     if any(sibling.key.synthetic for sibling in siblings) and not group.key.synthetic:
         words.append("real data")
-    alike = [sibling.key for sibling, other in zip(siblings, others, strict=True) if other == own]
-    if group.key in alike:
-        words += told_apart(group.key, alike)
+    alike = [sibling for sibling, other in zip(siblings, others, strict=True) if other == own]
+    if any(sibling.key == group.key for sibling in alike):
+        words += group.told_apart(alike)
     return words
 
 
@@ -192,6 +192,10 @@ class Group:
         others = {key: value for key, value in self.overrides.items() if key not in stated}
         return [*self.key.conditions(), *(setting_words(key, value) for key, value in others.items())]
 
+    def told_apart(self, alike: Sequence["Group"]) -> tuple[str, ...]:
+        """As few words more as tell the group from others with the same conditions (itself is among them)."""
+        return told_apart(self.key, [other.key for other in alike], [other.settings for other in alike])
+
     # Comparing ----------------------------------------------------------------------------------
 
     def ratio(self, metric: str, method: str, baseline: str) -> PairedEstimate | NotComparable:
@@ -305,6 +309,11 @@ class Group:
         """What stands beside a verdict on this figure of these methods: breaches, lost and unpaired seeds."""
         results = [self.methods[name] for name in methods if name in self.methods]
         texts = [result.survivors_text for result in results]
+        for result in results:
+            lacking = len(result.seeds) - len(result.values.get(metric, {}))
+            if 0 < lacking < len(result.seeds):
+                label, seeds = METRICS[metric].label, counted(len(result.seeds), "seed")
+                texts.append(f"{result.method}: {label} is missing in {lacking} of {seeds}")
         if len(results) == 2 and set(results[0].seeds) != set(results[1].seeds):
             shared = set(results[0].seeds) & set(results[1].seeds)
             everything = set(results[0].seeds) | set(results[1].seeds)
@@ -437,6 +446,57 @@ class Group:
     def settings(self) -> dict[str, Any]:
         """The resolved recipe with dotted keys, but for what does not change a run."""
         return settings_of(self.recipe, self.key.backend)
+
+
+def differing_fields(groups: Sequence[Group]) -> list[str]:
+    """In words: in what some groups of one recipe differ; what they have set otherwise is named field by field."""
+    words = {
+        name: [word]
+        for name, word in DIFFERENCE_WORDS.items()
+        if len({getattr(group.key, name) for group in groups}) > 1
+    }
+    if "smoke" in words:  # a smoke run is another experiment throughout
+        words.pop("recipe_hash", None)
+    if "recipe_hash" in words:
+        named = [name for name in _FIELD_OF_PART if name in words]
+        told = tuple(_FIELD_OF_PART[name] for name in named)
+        fields = [field for field in _varied_of_tasks(groups) if not field.startswith(told)]
+        parts = {
+            (tuple(getattr(group.key, name) for name in named), group.key.recipe_hash) for group in groups
+        }
+        if fields or len(parts) == len({known for known, _ in parts}):
+            words["recipe_hash"] = fields  # none where the hash follows from the other parts
+    if "hardware" in words:
+        for name in ("device_memory", "driver", "cpu", "threads"):
+            words.pop(name, None)
+    return [word for of_part in words.values() for word in of_part]
+
+
+_FIELD_OF_PART = {
+    "timesteps": "timesteps",
+    "batch_size": "train.batch_size",
+    "precision": "train.precision",
+    "backend": "native.",
+    "validation": "validation",
+    "tuning": "train.lr",
+}
+"""Part of the key → the recipe's field, or section, that it tells."""
+
+
+def _varied_of_tasks(groups: Sequence[Group]) -> list[str]:
+    """`varied_fields` without those that another task of a study brings with it, in place of which stands its name."""
+    of_tasks: dict[Any, list[Group]] = {}
+    for group in groups:
+        of_tasks.setdefault(group.overrides.get(TASK), []).append(group)
+    fields = set[str]().union(*map(varied_fields, of_tasks.values()))
+    return ["task"] * (len(of_tasks) > 1) + sorted(fields)
+
+
+def varied_fields(groups: Sequence[Group]) -> set[str]:
+    """The recipe fields, dotted, that are not the same in all groups."""
+    known = [group for group in groups if group.settings]
+    keys = {key for group in known for key in group.settings}
+    return {key for key in keys if len({repr(group.settings.get(key)) for group in known}) > 1}
 
 
 def headline_of(groups: Sequence[Group], methods: Sequence[str] | None = None) -> str | None:

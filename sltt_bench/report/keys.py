@@ -1,7 +1,7 @@
 """What decides whether cells may be compared: the key of their group, and how its parts are said."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, get_type_hints
 
@@ -96,13 +96,23 @@ _NAMED = {
 """What `GroupKey.conditions` does not say, and how to say it; what tells most first."""
 
 
-def told_apart(key: GroupKey, alike: Sequence[GroupKey]) -> tuple[str, ...]:
-    """As few words more as tell some groups that have the same conditions apart, of which `key` is one: its own."""
-    facts = (
-        [template.format(str(getattr(each, name) or "unknown").replace(", ", " ")) for each in alike]
-        for name, template in _NAMED.items()
-    )
-    return fewest_words(facts)[alike.index(key)]
+def told_apart(
+    key: GroupKey, alike: Sequence[GroupKey], settings: Sequence[Mapping[str, Any]] = ()
+) -> tuple[str, ...]:
+    """As few words more as tell some groups that have the same conditions apart, of which `key` is one: its own.
+
+    `settings`: each one's resolved recipe (dotted keys); versions of a recipe are then told by what is set otherwise.
+    """
+
+    def facts() -> Iterator[list[str]]:
+        for name, template in _NAMED.items():
+            if name == "recipe_hash" and all(settings):
+                yield from _settings_in_words(settings)
+            yield [
+                template.format(str(getattr(each, name) or "unknown").replace(", ", " ")) for each in alike
+            ]
+
+    return fewest_words(facts())[alike.index(key)]
 
 
 def fewest_words(facts: Iterable[Sequence[str]]) -> list[tuple[str, ...]]:
@@ -118,31 +128,13 @@ def fewest_words(facts: Iterable[Sequence[str]]) -> list[tuple[str, ...]]:
 
 
 def settings_apart(place: int, alike: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """As few words as tell some resolved recipes (dotted keys) apart: those of the one at this place among them.
-
-    What only some versions of a recipe have tells least.
-    """
-    keys = {key for settings in alike for key in settings}
-    in_order = sorted(keys, key=lambda key: (any(key not in settings for settings in alike), key))
-    words = fewest_words(
-        [f"{key} = {settings[key]}" if key in settings else f"without {key}" for settings in alike]
-        for key in in_order
-    )
+    """As few words as tell some resolved recipes (dotted keys) apart: those of the one at this place among them."""
+    words = fewest_words(_settings_in_words(alike))
     return words[place] if words else ()
 
 
-def differing_fields(keys: Sequence[GroupKey]) -> list[str]:
-    """In words: the fields in which some of the groups differ."""
-    words = {
-        name: word for name, word in DIFFERENCE_WORDS.items() if len({getattr(key, name) for key in keys}) > 1
-    }
-    decisive = [
-        name for name in ("timesteps", "batch_size", "recipe", "validation", "tuning") if name in words
-    ]
-    hashes = {(*(getattr(key, name) for name in decisive), key.recipe_hash) for key in keys}
-    if len(hashes) == len({entry[:-1] for entry in hashes}):
-        words.pop("recipe_hash", None)  # it follows from the others
-    if "hardware" in words:
-        for name in ("device_memory", "driver", "cpu", "threads"):
-            words.pop(name, None)
-    return list(words.values())
+def _settings_in_words(alike: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
+    """Field by field what each of some recipes has. What only some versions of a recipe have tells least."""
+    keys = {key for settings in alike for key in settings}
+    for key in sorted(keys, key=lambda key: (any(key not in settings for settings in alike), key)):
+        yield [f"{key} = {settings[key]}" if key in settings else f"without {key}" for settings in alike]

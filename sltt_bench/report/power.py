@@ -24,7 +24,6 @@ from sltt_bench.report import numbers
 from sltt_bench.report.document import Heading, Table, TableCell
 from sltt_bench.report.grouping import make_groups
 from sltt_bench.report.groups import Group, NotComparable, settings_beside
-from sltt_bench.report.keys import told_apart
 from sltt_bench.report.metrics import METRICS, Metric
 from sltt_bench.report.render.terminal import print_table
 from sltt_bench.report.statistics import COLOURED_FROM, CONFIDENCE, Floats
@@ -142,7 +141,9 @@ def seeds_needed(
     groups = make_groups(results)
     named = ", ".join(map(str, sources))
     if not groups:
-        raise ResultsError(f"{named}: no run in or below it; `sltt-bench run RECIPE --seed 0,1,2` makes one")
+        raise ResultsError(
+            f"{named}: no run in or below it{results.reasons}; `sltt-bench run RECIPE --seed 0,1,2` makes one"
+        )
     present = sorted({name for group in groups for name in group.methods})
     for option, name in (("--baseline", baseline), *(("--method", name) for name in methods or ())):
         if name not in present:
@@ -173,8 +174,8 @@ def _conditions(groups: Sequence[Group]) -> list[str]:
         words.append((group.key.recipe, *group.key.conditions(), *settings))
     conditions = []
     for group, own in zip(groups, words, strict=True):
-        alike = [other.key for other, its in zip(groups, words, strict=True) if its == own]
-        conditions.append(", ".join([*own[1:], *told_apart(group.key, alike)]))
+        alike = [other for other, its in zip(groups, words, strict=True) if its == own]
+        conditions.append(", ".join([*own[1:], *group.told_apart(alike)]))
     return conditions
 
 

@@ -22,8 +22,8 @@ def sentence(groups: Sequence[Group], aside: Sequence[Group], baseline: str) -> 
 
 
 def leading_first(groups: Sequence[Group]) -> list[Group]:
-    """The group as its recipe says before those with random data, with overrides and of smoke runs; a recipe
-    stands where its best group does."""
+    """The group as its recipe says before those with random data, with overrides and of smoke runs, of several versions
+    the newest; a recipe stands where its best group does."""
     best: dict[str, tuple[object, ...]] = {}
     for group in groups:
         recipe, departs = group.key.recipe, _departs(group)
@@ -33,7 +33,7 @@ def leading_first(groups: Sequence[Group]) -> list[Group]:
         key = group.key
         return (
             best[key.recipe], natural_order(key.recipe), _departs(group), len(group.overrides),
-            natural_order(", ".join(group.words)), key,
+            natural_order(", ".join(group.words)), -max(group.runs), key,
         )  # fmt: skip
 
     return sorted(groups, key=place)
@@ -73,8 +73,8 @@ def _on_what(groups: Sequence[Group]) -> str:
 
 
 def _why_not(group: Group, baseline: str) -> str:
-    others = [method for method in group.methods if method != baseline]
+    others = [method for method in (*group.methods, *group.elsewhere) if method != baseline]
     if not others:
-        return "no other method was run"
+        return f"no other method was run on {group.key.recipe}"
     refusal = group.ratio("epoch_s", others[0], baseline)
     return refusal.reason if isinstance(refusal, NotComparable) else "they share no figure"

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -34,11 +34,14 @@ from sltt_bench.results.schema import (
 from sltt_bench.results.tables import Skipped, Tables, torn_at
 from sltt_bench.results.writer import ResultsError
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 _MARKERS = {CELLS_FILE, EPOCHS_FILE, BENCH_FILE, PROVENANCE_FILE}
 _BESIDE = [file for file in FILES if file not in (CELLS_FILE, EPOCHS_FILE, RANKS_FILE, TIMELINE_FILE)]
 """What is read with the cells, if a run has it."""
 _REPORT_MARKER = "summary.csv"
-_DESCRIPTION = "README.md"
+_DESCRIPTIONS = {"README.md", "croissant.json"}
 
 
 def _mapping(value: Any) -> dict[str, Any]:
@@ -172,18 +175,26 @@ class Results:
         """What was not read so far, and why; a run's timeline, for one, is read when it is asked for."""
         return tuple(sorted(set(self.damage)))
 
-    def unread(self) -> list[str]:
-        """The first of what was not read in words, and how much more there is: for a command that lists no more of it."""
-        words = [f"{skip.path}: {skip.reason}" for skip in self.skipped[:_MOST_UNREAD]]
-        more = len(self.skipped) - len(words)
-        return [*words, f"{more} more, listed by `sltt-bench report`"] if more else words
+    @property
+    def reasons(self) -> str:
+        """For the end of an error about something that is not there: " (path: reason)" of what was not read, or ''."""
+        reasons = "; ".join(f"{skip.path}: {skip.reason}" for skip in self.skipped[:3])
+        return f" ({reasons})" if reasons else ""
 
     def rows(self, file: str) -> pd.DataFrame:
         """A file of all runs that is read beside their cells; without rows if no run has it."""
         return self.beside[file] if file in self.beside else Tables([]).frame(file)
 
 
-_MOST_UNREAD = 4
+def print_unread(unread: Sequence[Skipped], console: "Console", most: int = 4) -> None:
+    """Print what of some results is in no figure, a line each, up to `most` of them."""
+    from rich.markup import escape
+
+    lines = [f"{skip.path}: {skip.reason}" for skip in unread[:most]]
+    if more := len(unread) - len(lines):
+        lines.append(f"{more} more, listed in the files of `sltt-bench report`")
+    for line in lines:
+        console.print(f"[dim]not read: {escape(line)}[/dim]", highlight=False, soft_wrap=True)
 
 
 def read_results(sources: Iterable[Path]) -> Results:
@@ -257,7 +268,7 @@ def _run_folders(sources: Iterable[Path], damage: list[Skipped]) -> Iterator[tup
                 damage.append(Skipped(str(path), "an earlier report, not results"))
             elif not reports.isdisjoint(path.parents):
                 continue
-            elif foreign := sorted(f for f in files if not f.startswith(".") and f != _DESCRIPTION):
+            elif foreign := sorted(f for f in files if not f.startswith(".") and f not in _DESCRIPTIONS):
                 named = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if foreign[3:] else "")
                 damage.append(Skipped(str(path), f"files that belong to no run: {named}"))
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -53,8 +53,7 @@ _SMALLEST_MEASURED = 1e-12
 """None are smaller, but for 0: no axis of a plot reaches from them to the others."""
 
 
-@dataclass(frozen=True, order=True)
-class Skipped:
+class Skipped(NamedTuple):
     """Something that was not read, and why."""
 
     path: str

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from checkout import ROOT
 
+from sltt_bench.report.document import ClaimCard, Figure, Section, Verdict
 from sltt_bench.report.statistics import paired_difference
 
 sys.path.insert(0, str(ROOT / "docs"))
@@ -22,6 +23,27 @@ def numbers() -> pd.DataFrame:
 def test_the_page_is_what_its_command_makes_of_the_results() -> None:
     page = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
     assert page == findings.page(), "python docs/findings.py > docs/findings.md"
+
+
+def test_a_claim_is_one_item_of_the_page_whatever_its_words_and_values_hold() -> None:
+    where = ("backend reference", "tuned, 5 trials each")
+    found = Verdict(
+        "studies/x",
+        {},
+        "held",
+        "x",
+        measured="0.27×",
+        n=1,
+        beside="live tensors: 0.25×, held",
+        conditions=where,
+    )
+    card = ClaimCard("half of it; or less (studies/x, reference)", "this project", (found, found))
+    figure = Figure("x", "x", "A caption.", lambda *_: None, lambda: ())  # type: ignore[arg-type, return-value]
+    section = Section("x", "studies/x", (figure,), ("Why?", "one sentence", "Limits."), cards=(card,))
+    numbers = pd.DataFrame(columns=["panel", "measure"])
+    (item,) = (line for line in findings._lines(section, numbers) if line.startswith("- "))
+    value = "0.27×, n = 1; live tensors: 0.25×, held, tuned, 5 trials each"
+    assert item == f"- half of it; or less (studies/x, reference): held, {value}; {value}"
 
 
 def test_every_study_with_results_has_its_figure() -> None:

@@ -170,7 +170,7 @@ def test_the_first_screen_says_what_was_run_the_claims_and_one_table(tmp_path: P
     )
     assert heading == "## Claims of the paper"
     assert card.startswith(
-        "- less than \\<a third\\> & more: **1 held, 1 not measured**. 0.25×, exact (digits, reference); bptt ran"
+        "- less than \\<a third\\> & more: **1 held, 1 not measured**. held: 0.25×, exact (digits, reference), Example "
     )
     conditions = "Example CPU, 2 threads, fp32, backend reference, T = 6, batch 64"
     assert title == f"**digits: {conditions}, at the recipe's learning rate**"
@@ -212,6 +212,23 @@ def test_of_several_recipes_the_first_one_is_on_the_first_screen(tmp_path: Path)
     text = (tmp_path / "out" / "report.md").read_text()
     assert text.startswith("# net9, net10\n")
     assert text.index("**net9: ") < text.index("0.50× exact") < text.index("## net10")
+
+
+@pytest.mark.parametrize(
+    ("about", "reason"),
+    [
+        ({"device_name": "Other CPU"}, "sltt ran, but not under these conditions: it differs in hardware."),
+        ({"recipe": varied(RECIPE, name="vowels")}, "no other method was run on digits."),
+    ],
+)
+def test_why_nothing_was_compared_is_said_of_what_was_run(
+    tmp_path: Path, about: dict[str, Any], reason: str
+) -> None:
+    HandmadeRun(tmp_path / "one").cell("bptt")
+    HandmadeRun(tmp_path / "other", number=50, **about).cell("sltt")
+    console = Console(record=True, width=400)
+    report(tmp_path, tmp_path / "out", "terminal", console=console)
+    assert f"No method could be compared with bptt: {reason}" in console.export_text()
 
 
 def test_a_terminal_shows_every_table_only_if_asked(tmp_path: Path) -> None:
@@ -530,6 +547,27 @@ def test_the_answer_of_a_single_group_names_what_was_set_and_no_others(tmp_path:
     text = console.export_text()
     assert "at the recipe's learning rate, neuron.tau = 2.0" in text
     assert "other group" not in text
+
+
+def test_the_answer_is_a_recipes_own_group_whatever_other_settings_would_show(tmp_path: Path) -> None:
+    """As noise that is switched off: there a method that learns nothing of the recipe's own task is as good as any."""
+    run, console = HandmadeRun(tmp_path / "results" / "run"), Console(record=True, width=300)
+    for method, top1 in (("bptt", 0.75), ("sltt", 0.11)):
+        run.cell(method, top1=(0.1, 0.1, top1), peak_tensor_bytes=MIB)
+        easy = varied(RECIPE, data__noise=0.0)
+        run.cell(method, recipe=easy, overrides={"data.noise": 0.0}, peak_tensor_bytes=MIB)
+    report(tmp_path / "results", tmp_path / "out", "terminal", console=console)
+    text = console.export_text()
+    assert "−64.00 n = 1" in text
+    assert "1 other group of digits (in a terminal: --full): data.noise = 0.0." in text
+    other = HandmadeRun(tmp_path / "results" / "other", varied(RECIPE, name="vowels"), number=90)
+    for method in ("bptt", "sltt"):
+        other.cell(method, peak_tensor_bytes=MIB)
+    console = Console(record=True, width=300)
+    report(tmp_path / "results", tmp_path / "out", "terminal", console=console)
+    assert "vowels: Example CPU" in console.export_text(), (
+        "a recipe of which every method learned something is first"
+    )
 
 
 def test_the_closing_tables_of_a_sweep_name_what_they_leave_folded(tmp_path: Path) -> None:

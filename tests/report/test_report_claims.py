@@ -1,6 +1,7 @@
 """Verdicts: a claim is judged on what it speaks of, on one side of its threshold or on neither."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ from result_builder import MIB, RECIPE, HandmadeRun, varied
 from sltt_bench.report import SECTIONS, _load
 from sltt_bench.report.assemble import assemble
 from sltt_bench.report.claims import judge, statement, unfit_when
-from sltt_bench.report.document import Context, Verdict
+from sltt_bench.report.document import Context, Verdict, claim_cards
 from sltt_bench.report.grouping import make_groups
+from sltt_bench.report.groups import in_words
+from sltt_bench.report.power import _conditions
 from sltt_bench.results.reader import read_results
 
 MEMORY = {
@@ -296,6 +299,11 @@ def test_each_hardware_gets_a_verdict_of_its_own(tmp_path: Path) -> None:
         "Example CPU, 2 threads": ("held", "live tensors"),
         "Example GPU": ("n too small", "allocated (CUDA)"),
     }
+    (card,) = claim_cards(verdicts(tmp_path))
+    assert card.answer == (
+        "held: 0.25×, exact (digits, reference), Example CPU, 2 threads; "
+        "n too small: 0.90×, n = 1 (digits, reference), Example GPU"
+    )
 
 
 @pytest.mark.parametrize(
@@ -316,7 +324,7 @@ def test_what_was_counted_exactly_stands_beside_a_peak_of_one_pair(
     (verdict,) = verdicts(tmp_path)
     assert (verdict.word, verdict.figure) == ("n too small", "allocated (CUDA)")
     assert (verdict.beside, verdict.caveats) == (beside, ())
-    assert verdict.short.startswith(f"0.27×, n = 1; {beside} (" if beside else "0.27×, n = 1 (")
+    assert verdict.evidence == (f"0.27×, n = 1; {beside}" if beside else "0.27×, n = 1")
 
 
 def test_what_was_counted_exactly_is_no_matter_where_an_interval_decides(tmp_path: Path) -> None:
@@ -328,17 +336,58 @@ def test_what_was_counted_exactly_is_no_matter_where_an_interval_decides(tmp_pat
     assert (verdict.word, verdict.beside, verdict.caveats) == ("held", "", ())
 
 
-@pytest.mark.parametrize("apart", [True, False])
-def test_verdicts_that_only_the_revision_tells_apart_name_it(tmp_path: Path, apart: bool) -> None:
-    for number in (1, 2):
-        measure(
-            tmp_path / str(number), recipe(MEMORY), revision=f"{number if apart else 1}" * 40, number=number
-        )
-    shorts = [verdict.short for verdict in verdicts(tmp_path)]
-    assert len(set(shorts)) == len(shorts) == (2 if apart else 1)
-    assert [("1" * 12 in short, "2" * 12 in short) for short in shorts] == (
-        [(True, False), (False, True)] if apart else [(False, False)]
-    )
+def measure_memory(folder: Path, mib: int, number: int) -> None:
+    run = HandmadeRun(folder, recipe=recipe(MEMORY), git_revision=f"{number}" * 40, number=number)
+    run.cell("bptt", peak_tensor_bytes=100 * MIB)
+    run.cell("sltt", peak_tensor_bytes=mib * MIB)
+
+
+@pytest.mark.parametrize(
+    ("mib", "shown"),
+    [
+        ([25], ["0.25×, exact (digits, reference)"]),
+        ([25, 25], ["0.25×, exact (digits, reference)"]),
+        ([25, 28], ["0.25×, exact (digits, reference), 1", "0.28×, exact (digits, reference), 2"]),
+        ([25, 28, 25], ["0.25×, exact (digits, reference), 1 and 3", "0.28×, exact (digits, reference), 2"]),
+    ],
+)
+def test_versions_that_find_the_same_are_one_finding_and_others_name_the_revision(
+    tmp_path: Path, mib: list[int], shown: list[str]
+) -> None:
+    for number, peak in enumerate(mib, start=1):
+        measure_memory(tmp_path / str(number), peak, number)
+    (card,) = claim_cards(verdicts(tmp_path))
+    assert re.sub(r"sltt-bench (\d)\1{11}", r"\1", card.answer).split("; ") == shown
+
+
+def test_versions_of_a_recipe_are_told_apart_by_what_they_have_otherwise(tmp_path: Path) -> None:
+    """And not by a hash: in a verdict, in a heading, and in `power`, which share the words."""
+    for number, (tau, mib) in enumerate(((1.1, 25), (2.0, 28))):
+        facts = recipe(MEMORY, neuron__tau=tau)
+        run = HandmadeRun(tmp_path / str(number), recipe=facts, number=10 * number)
+        run.cell("bptt", peak_tensor_bytes=100 * MIB)
+        run.cell("sltt", peak_tensor_bytes=mib * MIB)
+    groups = make_groups(read_results([tmp_path]))
+    words = {"neuron.tau = 1.1", "neuron.tau = 2.0"}
+    assert {verdict.conditions[-1] for verdict in judge(groups)} == words
+    assert {in_words(group, groups) for group in groups} == words
+    assert {conditions.split(", ")[-1] for conditions in _conditions(groups)} == words
+
+
+@pytest.mark.parametrize(
+    ("mib", "answer"),
+    [
+        (28, "0.25×, exact (digits, reference), A; 0.28×, exact (digits, reference), B"),
+        (90, "held: 0.25×, exact (digits, reference), A; not held: 0.90×, exact (digits, reference), B"),
+    ],
+)
+def test_where_verdicts_on_a_claim_differ_each_value_has_its_word(
+    tmp_path: Path, mib: int, answer: str
+) -> None:
+    for number, peak in enumerate((25, mib), start=1):
+        measure_memory(tmp_path / str(number), peak, number)
+    (card,) = claim_cards(verdicts(tmp_path))
+    assert card.answer.replace("sltt-bench " + "1" * 12, "A").replace("sltt-bench " + "2" * 12, "B") == answer
 
 
 def test_a_claim_is_told_as_a_comparison() -> None:

@@ -3,6 +3,7 @@
 import math
 import statistics
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from sltt_bench.common.format import Scale, scale_for, significant
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Context
 from sltt_bench.report.grouping import make_groups
-from sltt_bench.report.groups import Group, NotComparable, natural_order
+from sltt_bench.report.groups import Group, NotComparable, differing_fields, natural_order
 from sltt_bench.report.numbers import mean_and_spread
 from sltt_bench.report.sections.runs.frames import summary_frame
 from sltt_bench.report.sections.runs.panels import method_bars
@@ -379,6 +380,16 @@ def test_the_recipe_as_it_is_on_the_reference_backend_leads(tmp_path: Path) -> N
     ]
 
 
+@pytest.mark.parametrize("newest", [0, 1, 2])
+def test_of_groups_that_their_version_alone_tells_apart_the_newest_leads(tmp_path: Path, newest: int) -> None:
+    for number in range(3):
+        started = {"started_utc": f"2026-01-0{9 if number == newest else 1}T00:00:00+00:00"}
+        run = HandmadeRun(tmp_path / str(number), git_revision=f"{number}" * 40, facts=started, number=number)
+        run.cell("bptt", 0)
+    first, *_ = leading_first(read_groups(tmp_path))
+    assert first.key.revision == f"{newest}" * 12
+
+
 # Failures -----------------------------------------------------------------------------------------------
 
 
@@ -580,26 +591,41 @@ def test_numbers_are_shown_to_three_digits_in_a_fitting_unit(shown: str, expecte
     assert shown == expected
 
 
-def test_groups_say_in_which_conditions_they_differ(tmp_path: Path) -> None:
-    from sltt_bench.report.keys import differing_fields
+def test_groups_say_in_which_conditions_and_fields_they_differ(tmp_path: Path) -> None:
+    def differing(**changes: Any) -> list[str]:
+        overrides = {key.replace("__", "."): value for key, value in changes.items()}
+        run.cell("bptt", recipe=varied(RECIPE, **changes), overrides=overrides)
+        return differing_fields(read_groups(tmp_path))
 
     run = HandmadeRun(tmp_path / "run")
     run.cell("bptt")
-    run.cell("bptt", recipe=varied(RECIPE, timesteps=2), overrides={"timesteps": 2})
     HandmadeRun(tmp_path / "other", device_name="Other CPU").cell("bptt", 1)
-    keys = [group.key for group in read_groups(tmp_path)]
-    assert len(keys) == 3
-    assert differing_fields(keys) == ["hardware", "T"]
-    run.cell(
-        "bptt",
-        recipe=varied(RECIPE, timesteps=2, neuron__tau=3.0),
-        overrides={"timesteps": 2, "neuron.tau": 3.0},
-    )
-    keys = [group.key for group in read_groups(tmp_path)]
-    assert len(keys) == 4
-    assert sorted(differing_fields(keys)) == ["T", "hardware", "recipe version or overrides"], (
-        "a sweep over both"
-    )
+    assert differing(timesteps=2) == ["hardware", "T"]
+    assert differing(timesteps=2, neuron__tau=3.0) == ["hardware", "T", "neuron.tau"]
+    assert differing(timesteps=2, train__lr=0.5) == ["hardware", "T", "neuron.tau", "learning rate or tuning"]
+
+
+def test_groups_of_several_tasks_differ_in_the_task_and_not_in_all_that_it_brings(tmp_path: Path) -> None:
+    run = HandmadeRun(tmp_path / "run")
+    for task, steps in (("digits", 6), ("vowels", 29)):
+        for tau in (1.1, 2.0):
+            facts = varied(RECIPE, data__name=task, timesteps=steps, neuron__tau=tau)
+            run.cell("bptt", recipe=facts, overrides={"extends": task, "neuron.tau": tau})
+    assert differing_fields(read_groups(tmp_path)) == ["T", "task", "neuron.tau"]
+
+
+def test_a_smoke_run_differs_from_a_full_run_in_being_one(tmp_path: Path) -> None:
+    run = HandmadeRun(tmp_path / "run")
+    run.cell("bptt")
+    run.cell("bptt", cell={"smoke": True}, recipe=varied(RECIPE, data__limit=64))
+    assert differing_fields(read_groups(tmp_path)) == ["smoke or full run"]
+
+
+def test_versions_of_a_recipe_that_no_field_tells_apart_are_versions(tmp_path: Path) -> None:
+    run = HandmadeRun(tmp_path / "run")
+    run.cell("bptt")
+    run.cell("bptt", recipe=varied(RECIPE, target={"accuracy": 0.9}))
+    assert differing_fields(read_groups(tmp_path)) == ["recipe version or overrides"]
 
 
 def test_a_slope_is_that_of_the_time_steps_that_were_looked_at() -> None:

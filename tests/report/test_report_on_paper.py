@@ -154,6 +154,21 @@ def test_a_table_has_its_head_on_every_sheet_and_its_notes_beside_it(
 
 
 @needs_paper
+def test_no_row_of_a_table_stands_alone_before_or_after_a_sheets_edge(
+    pages: dict[str, str], tmp_path: Path
+) -> None:
+    """Of a table of three rows that begins at heights a row apart: with its style alone, since rows are low."""
+    page = pages["report.html"]
+    head = page[: page.index("</style>")] + "</style>"
+    rows = "".join(f"<tr><th>row {number}</th></tr>" for number in range(3))
+    small = f"<table><thead><tr><th>method</th></tr></thead><tbody>{rows}</tbody></table>"
+    starts = (f'<div style="break-before: page; height: {750 + 17 * copy}px"></div>' for copy in range(24))
+    printed = sheets(f"{head}<main>{''.join(start + small for start in starts)}</main>", tmp_path)
+    assert {len(sheet) for sheet in printed} == {4}, "a row is alone"
+    assert len(printed) == 24
+
+
+@needs_paper
 def test_what_is_folded_is_printed_and_links_that_lead_nowhere_on_paper_are_not(
     pages: dict[str, str], tmp_path: Path
 ) -> None:

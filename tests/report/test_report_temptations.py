@@ -161,6 +161,16 @@ def an_accuracy_in_the_cell_of_which_the_epochs_say_nothing(top: Path) -> None:
     measure(run(top / "a"), test_top1=None)
 
 
+@temptation("no row of 2 of 6 planned cells: --resume finishes or records them", words=["held"])
+def a_plan_of_which_only_some_cells_are_there(top: Path) -> None:
+    into = run(top / "a", TIME)
+    measure(into, [0])
+    there = [path.stem for path in (into.path / "cells").iterdir()]
+    measure(run(top / "resumed elsewhere"), [1])
+    elsewhere = [path.stem for path in (top / "resumed elsewhere" / "cells").iterdir()]
+    into.tell({"plan": [*there, *elsewhere, "cut off", "deleted"], "cells": {}})
+
+
 @temptation("train_s is not a finite number above 0", words=["not measured"])
 def a_time_of_zero(top: Path) -> None:
     into = run(top / "a", TIME)
@@ -188,6 +198,18 @@ def a_training_that_diverged(top: Path) -> None:
 def an_accuracy_that_is_missing_in_one_epoch(top: Path) -> None:
     into = run(top / "a")
     into.cell("sltt", top1=[0.5, 0.8, 0.9], test_top1=[0.5, None, 0.9])
+
+
+@temptation(
+    "**!** sltt: last-epoch top-1 is missing in 1 of 3 seeds.",
+    "\nsltt: last-epoch top-1 is missing in 1 of 3 seeds.",
+    words=["held"],
+)
+def a_seed_whose_accuracies_were_left_out(top: Path) -> None:
+    into = run(top / "a", ACCURACY)
+    measure(into, [0, 1])
+    measure(into, [2], ["bptt"])
+    into.cell("sltt", 2, train_s=[9.0, 1.9, 1.9], top1=None, peak_tensor_bytes=PEAKS["sltt"])
 
 
 @temptation("its attempts ran on different hardware", words=["not measured"])
@@ -422,6 +444,17 @@ def a_method_that_learned_nothing_is_on_no_front(top: Path) -> None:
         "threshold": 5.0,
     }
     measure(run(top / "a", claim), last={"sltt": 0.11})
+
+
+@temptation("**!** bptt is at chance", words=["inconclusive"])
+def as_good_as_a_baseline_that_learned_nothing(top: Path) -> None:
+    measure(run(top / "a", ACCURACY), last={"bptt": 0.11, "sltt": 0.10})
+
+
+@temptation("**!** sltt is at chance", words=["held"])
+def better_than_a_method_that_learned_nothing(top: Path) -> None:
+    lost = {**ACCURACY, "relation": "exceeds_by_points", "method": "bptt", "baseline": "sltt"}
+    measure(run(top / "a", lost), last={"sltt": 0.10})
 
 
 @temptation("dominated", never=["sltt is at chance"])
@@ -1003,7 +1036,7 @@ def methods_on_different_backends(top: Path) -> None:
     measure(into, methods=["sltt"], backend="native")
 
 
-@temptation("it differs in recipe version or overrides", words=["not measured"], never=["0.25×"])
+@temptation("it differs in data.split", words=["not measured"], never=["0.25×"])
 def another_split_of_the_data(top: Path) -> None:
     measure(run(top / "a", MEMORY), methods=["bptt"])
     other = varied(recipe(MEMORY), data__split="another")
@@ -1016,6 +1049,17 @@ def an_accuracy_of_the_baseline_over_other_pairs_than_the_difference_beside_it(t
     for seed, top1 in enumerate((0.90, 0.91, 0.92)):
         measure(into, [seed], last={"bptt": top1, "sltt": top1})
     measure(into, [0, 1], ["sltt-k2"])
+
+
+@temptation(
+    "| bptt | 4 | 92.50 ± 0.71 |",
+    "Means and ratios of sltt, and the means of bptt beside them, are over the 2 pairs alone; bptt has more seeds.",
+)
+def a_mean_of_the_baseline_over_fewer_seeds_than_stand_beside_it(top: Path) -> None:
+    into = run(top / "a")
+    for seed, top1 in enumerate((0.70, 0.70, 0.92, 0.93)):
+        measure(into, [seed], ["bptt"], last={"bptt": top1})
+    measure(into, [2, 3], ["sltt"])
 
 
 @temptation("it differs in T", words=["not measured"], never=["0.25×"])

@@ -18,7 +18,7 @@ from rich.console import Console
 from sltt_bench.common.identity import short_hash
 from sltt_bench.report import make_report
 from sltt_bench.report.claims import judge
-from sltt_bench.report.document import Context, Figure, MissingFigure, Table, Verdict
+from sltt_bench.report.document import ClaimCard, Context, Figure, MissingFigure, Table, Verdict
 from sltt_bench.report.grouping import make_groups
 from sltt_bench.report.groups import NotComparable
 from sltt_bench.report.sections.runs.sweeps import find_sweeps
@@ -495,7 +495,8 @@ def test_every_figure_and_table_of_a_report_says_whose_settings_it_shows(study: 
 def test_a_verdict_in_few_words_tells_tuned_from_untuned() -> None:
     def short(tuning: str) -> str:
         where = ("made CPU", "fp32", "backend reference", "T = 8", tuning)
-        return Verdict("digits", {}, "held", "", "+1.00 points", n=3, conditions=where).short
+        verdict = Verdict("digits", {}, "held", "", "+1.00 points", n=3, conditions=where)
+        return ClaimCard("says", "source", (verdict,)).answer
 
     assert short("at the recipe's learning rate") == "+1.00 points, n = 3 (digits, reference)"
     assert short("at learning rate 0.5") == "+1.00 points, n = 3 (digits, reference), at learning rate 0.5"

@@ -101,6 +101,9 @@ EDITS: dict[str, tuple[Callable[[Path], Any], str, Callable[[pd.DataFrame], Mapp
     "peak_tensor_bytes, which is counted once": (
         copied(ON_A_GPU), EPOCHS_FILE, lambda table: {"peak_tensor_bytes": table["peak_tensor_bytes"] // table["epoch"]},
     ),
+    "peak_tensor_bytes is below": (
+        copied(ON_A_CPU), EPOCHS_FILE, lambda table: {"peak_tensor_bytes": table["peak_tensor_bytes"] // 2**20},
+    ),
     "nvml_used_bytes in timeline.csv": (copied(ON_A_GPU), EPOCHS_FILE, lambda table: {"peak_nvml_bytes": table["peak_nvml_bytes"] // 2}),
     "timeline.csv has samples of training over a longer": (by_hand, TIMELINE_FILE, lambda table: {"elapsed_s": table["elapsed_s"] * 2}),
     "energy_j is far from": (by_hand, TIMELINE_FILE, times(power_w=2)),

@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 from checkout import RESULTS
 from result_builder import MIB, RECIPE, HandmadeRun, told
+from rich.console import Console
 from thinned import thinned
 from typer.testing import CliRunner
 
@@ -26,6 +27,7 @@ from sltt_bench.command_line.run_overview import lines, overview
 from sltt_bench.command_line.submission import check
 from sltt_bench.planning.plan import Cell
 from sltt_bench.planning.recipe_fields import MAX_SEED
+from sltt_bench.report import print_run
 from sltt_bench.results import tables
 from sltt_bench.results.progress import progress_of
 from sltt_bench.results.reader import Results, read_results
@@ -319,6 +321,52 @@ def test_damaged_descriptions_are_named_and_hide_no_measurement(
     if file == PROVENANCE_FILE:
         assert any(skip.path.endswith(PROVENANCE_FILE) for skip in read_results([tmp_path]).skipped)
         assert "not read" in outcome.output
+
+
+READERS = {
+    "report": ["report", "RUN", "--format", "terminal"],
+    "compare": ["compare", "RUN", "RUN"],
+    "power": ["power", "RUN"],
+    "show": ["show", "RUN"],
+    "export": ["export", "RUN", "--method", "sltt", "--seed", "0", "--format", "eval-results", "--dataset-id", "a/b"],
+}  # fmt: skip
+"""Verb → its command on a run."""
+
+
+def read_with(verb: str, run: Path) -> str:
+    """All that the verb says of a run, in one line."""
+    words = [str(run) if word == "RUN" else word for word in READERS[verb]]
+    words += ["--out", str(run.parent / "out")] * (verb in ("report", "export"))
+    return " ".join(CliRunner().invoke(app, words, env={"COLUMNS": "300"}).output.split())
+
+
+@pytest.mark.parametrize("verb", READERS)
+def test_every_verb_that_reads_results_names_what_it_does_not_read(tmp_path: Path, verb: str) -> None:
+    run = handmade(tmp_path)
+    with (run / EPOCHS_FILE).open("a") as file:
+        file.write("5,torn")
+    said = read_with(verb, run)
+    assert "not read" in said
+    assert f"{run / EPOCHS_FILE}:14: torn: the line was never finished" in said
+
+
+@pytest.mark.parametrize("verb", READERS)
+def test_where_nothing_can_be_read_the_error_says_why(tmp_path: Path, verb: str) -> None:
+    run = handmade(tmp_path)
+    (run / CELLS_FILE).write_text("")
+    assert f"{run / CELLS_FILE}: empty file" in read_with(verb, run)
+
+
+def test_what_a_command_says_of_its_own_runs_names_what_it_does_not_read(tmp_path: Path) -> None:
+    run, console = handmade(tmp_path), Console(record=True, width=300)
+    with (run / CELLS_FILE).open("a") as file:
+        file.write("torn")
+    print_run([run], console=console)
+    assert f"not read: {run / CELLS_FILE}:6: torn" in console.export_text()
+
+
+def test_the_committed_results_are_read_whole() -> None:
+    assert read_results([RESULTS]).skipped == ()
 
 
 WRITTEN = json.loads(max(RESULTS.glob("digits/*/provenance.json")).read_text())

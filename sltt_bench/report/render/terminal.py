@@ -14,8 +14,8 @@ from rich.table import Table as RichTable
 from sltt_bench.common.format import counted
 from sltt_bench.report.document import ClaimCard, Report, Section, Table, TableCell, Tone
 from sltt_bench.report.numbers import first_of
+from sltt_bench.results.reader import print_unread
 
-_MOST_SKIPPED = 20
 _MOST_TABLES = 8
 """Above so many, those that a reader in a hurry may leave folded are not printed."""
 _MOST_FOLDED = 5
@@ -41,31 +41,13 @@ def print_report(report: Report, console: Console, *, full: bool = False) -> Non
         if isinstance(block, Table):
             console.print()
             print_table(block, console)
-    _print_skipped(report.skipped, console, full=full)
+    if report.skipped:
+        console.print()
+    print_unread(report.skipped, console, most=20 if full else 4)
     for heading, cards in report.claims.items():
         _print_cards(heading, cards, console, full=full)
     if not full:
         console.print("[dim]every table: --full; every plot: the report's files[/dim]", highlight=False)
-
-
-def _print_skipped(skipped: Sequence[tuple[str, str]], console: Console, *, full: bool) -> None:
-    if skipped and not full:
-        console.print()
-        places = counted(len(skipped), "place")
-        console.print(f"[dim]not read: {places}, listed by --full and in the files[/dim]")
-        return
-    for path, reason in skipped[:_MOST_SKIPPED]:
-        console.print(
-            f"[dim]not read: {escape(path)}: {escape(reason)}[/dim]", highlight=False, soft_wrap=True
-        )
-    if (more := len(skipped) - _MOST_SKIPPED) > 0:
-        console.print(f"[dim]not read: {more} more, listed in the report's files[/dim]")
-
-
-def print_unread(unread: Sequence[str], console: Console) -> None:
-    """What of some results is in no figure (`Results.unread`), a line each."""
-    for words in unread:
-        console.print(f"[dim]not read: {escape(words)}[/dim]", highlight=False, soft_wrap=True)
 
 
 def _print_cards(heading: str, cards: Sequence[ClaimCard], console: Console, *, full: bool) -> None:

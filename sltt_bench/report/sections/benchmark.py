@@ -26,6 +26,7 @@ from sltt_bench.report.keys import UNKNOWN_HARDWARE
 from sltt_bench.report.plots.dots import Dot, DotPanel, draw_dots
 from sltt_bench.report.sections.cells import EMPTY
 from sltt_bench.results.schema import BENCH_FILE
+from sltt_bench.results.tables import Skipped
 
 SAME = ["row", "quantity", "problem", "subject", "baseline", "device_name"]
 """What makes two measurements the same: the later one replaces the earlier."""
@@ -70,7 +71,7 @@ def beside_baselines(context: Context) -> Contribution:
         frames={BENCH_FILE: rows.drop(columns=["run", "decides"])} if len(rows) else {},
         sentence=_sentence(rows) if len(rows) else "",
         skipped=tuple(
-            (
+            Skipped(
                 str(context.results.runs[int(str(number))].path),
                 f"{counted(len(of_run), 'cell')} of kind bench: what is shown of a benchmark is its {BENCH_FILE}",
             )

@@ -14,6 +14,7 @@ from sltt_bench.report import numbers
 from sltt_bench.report.claims import judge
 from sltt_bench.report.document import (
     Block,
+    ClaimCard,
     Column,
     Context,
     Contribution,
@@ -21,7 +22,6 @@ from sltt_bench.report.document import (
     Heading,
     Section,
     TableCell,
-    Verdict,
     claim_cards,
     table_of,
 )
@@ -125,9 +125,9 @@ def _section(name: str, study: Mapping[str, Any], context: Context) -> tuple[Sec
         figure = Figure(slug, question, caption, draw_study, lambda: panels)
         title = "The figure in numbers"
         blocks = (figure, table_of(f"{slug}-numbers", title, _COLUMNS, points, secondary=True))
-    verdicts = [verdict for verdict in judge(groups) if verdict.is_finding]
-    lead = (question, _answer(verdicts), f"Limits: {study['limits']}", *_gaps(cells, aside))
-    return Section(f"study-{slug}", name, blocks, lead, page=name), pd.DataFrame(points)
+    cards = claim_cards([verdict for verdict in judge(groups) if verdict.is_finding])
+    lead = (question, _answer(cards), f"Limits: {study['limits']}", *_gaps(cells, aside))
+    return Section(f"study-{slug}", name, blocks, lead, page=name, cards=cards), pd.DataFrame(points)
 
 
 # What was measured ------------------------------------------------------------------------------
@@ -310,9 +310,8 @@ _SYMBOLS = {
 # Words ------------------------------------------------------------------------------------------
 
 
-def _answer(verdicts: Sequence[Verdict]) -> str:
+def _answer(cards: Sequence[ClaimCard]) -> str:
     """Every claim with what became of it, as one sentence."""
-    cards = claim_cards(verdicts)
     if not cards:
         return "No verdict: nothing that its claims are about was measured."
     return "; ".join(f"{card.says}: {card.word}, {card.answer}" for card in cards) + "."

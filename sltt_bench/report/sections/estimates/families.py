@@ -14,6 +14,7 @@ from sltt_bench.report.document import Context
 from sltt_bench.report.groups import Group, method_order, natural_order, settings_of
 from sltt_bench.results.reader import Results
 from sltt_bench.results.schema import ESTIMATES_FILE
+from sltt_bench.results.tables import Skipped
 
 
 class Point(NamedTuple):
@@ -172,7 +173,7 @@ def estimate_rows(results: Results) -> pd.DataFrame:
     return rows.sort_values("started_utc", kind="stable").drop(columns="started_utc")
 
 
-def not_shown(context: Context, families: Sequence[EstimateFamily]) -> Iterator[tuple[str, str]]:
+def not_shown(context: Context, families: Sequence[EstimateFamily]) -> Iterator[Skipped]:
     """Runs with estimates that failed in a recipe without any, or whose figures are missing: why."""
     results = context.results
     cells = results.cells[results.cells["kind"] == "estimate"]
@@ -182,12 +183,12 @@ def not_shown(context: Context, families: Sequence[EstimateFamily]) -> Iterator[
         ok = of_run["status"] == "ok"
         lost = of_run[ok & ~of_run["cell_id"].isin(rows.loc[rows["run"] == number, "cell_id"])]
         if len(lost):
-            yield (
+            yield Skipped(
                 path,
                 f"{counted(len(lost), 'cell')} of kind estimate: no row in {ESTIMATES_FILE}, not shown",
             )
         for failure in _failures(of_run[~ok & ~of_run["recipe"].isin(shown)]):
-            yield path, failure
+            yield Skipped(path, failure)
 
 
 def _failures(cells: pd.DataFrame) -> Iterator[str]:

@@ -13,7 +13,7 @@ from sltt_bench.common.format import scale_for
 from sltt_bench.planning.studies import TASK, setting_words, task_name
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Context, Figure, MissingFigure
-from sltt_bench.report.groups import Group, natural_order, words_beside
+from sltt_bench.report.groups import Group, natural_order, varied_fields, words_beside
 from sltt_bench.report.metrics import METRICS
 from sltt_bench.report.plots.bars import draw_bars
 from sltt_bench.report.plots.dots import draw_dots
@@ -37,7 +37,7 @@ from sltt_bench.report.sections.runs.panels import (
     timelines,
     tradeoff_panels,
 )
-from sltt_bench.report.sections.runs.sweeps import Sweep, find_sweeps, sweep_panels, varied_fields
+from sltt_bench.report.sections.runs.sweeps import Sweep, find_sweeps, sweep_panels
 from sltt_bench.report.sections.runs.tables import measured
 
 Item = TypeVar("Item")

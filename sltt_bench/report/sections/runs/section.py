@@ -8,8 +8,7 @@ from sltt_bench.common.format import counted
 from sltt_bench.planning.studies import FOLDER as STUDIES
 from sltt_bench.report.claims import judge
 from sltt_bench.report.document import Context, Contribution, Figure, Section, Table
-from sltt_bench.report.groups import Group, in_words, words_apart
-from sltt_bench.report.keys import differing_fields
+from sltt_bench.report.groups import Group, differing_fields, in_words, words_apart
 from sltt_bench.report.numbers import first_of
 from sltt_bench.report.sections.runs.figures import (
     group_figures,
@@ -61,8 +60,14 @@ def runs(context: Context) -> Contribution:
 
 
 def _key_table(groups: Sequence[Group], baseline: str) -> Table | None:
-    """Of the first group that has a ratio, one in which every method learned something before the others."""
-    for group in sorted(groups, key=lambda group: any(group.at_chance(r.method) for r in group.finished)):
+    """Of the first group that has a ratio. Among recipes' own groups one in which every method learned something comes
+    first; a group with other settings, in which what its recipe loses may be learned, does not stand for them."""
+
+    def place(group: Group) -> tuple[bool, ...]:
+        chance = any(group.at_chance(result.method) for result in group.finished)
+        return group.key.synthetic, bool(group.overrides), chance
+
+    for group in sorted(groups, key=place):
         others = [name for name in group.methods if name != baseline]
         if any(isinstance(group.ratio("epoch_s", name, baseline), PairedEstimate) for name in others):
             table = overview(group, baseline, brief=True)
@@ -79,7 +84,7 @@ def _key_table(groups: Sequence[Group], baseline: str) -> Table | None:
 
 def _other_groups(group: Group, siblings: Sequence[Group]) -> list[str]:
     """That the recipe has more groups than this one: how many, what they are, and where to see them."""
-    others = [in_words(other, siblings) for other in siblings if other is not group]
+    others = [in_words(other, siblings) or _OWN for other in siblings if other is not group]
     if not others:
         return []
     count = counted(len(others), "other group")
@@ -87,6 +92,7 @@ def _other_groups(group: Group, siblings: Sequence[Group]) -> list[str]:
     return [f"The report also has {count} of {group.key.recipe} (in a terminal: --full): {named}."]
 
 
+_OWN = "as the recipe has it"
 _OTHERS_NAMED = 5
 """Groups of a recipe that the first table's note tells by what they differ in."""
 
@@ -117,7 +123,7 @@ def _recipe_sections(recipe: str, named: dict[str, Group], context: Context) -> 
     groups = list(named.values())
     lead = [str(groups[0].recipe["description"])] if groups[0].recipe.get("description") else []
     if len(groups) > 1:
-        fields = ", ".join(differing_fields([group.key for group in groups]))
+        fields = ", ".join(differing_fields(groups))
         lead.append(
             f"{len(groups)} groups, which differ in {fields}. Methods are compared only within a group, "
             "never between groups."

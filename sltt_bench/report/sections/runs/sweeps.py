@@ -6,7 +6,7 @@ from itertools import product
 from typing import Any
 
 from sltt_bench.report.fields import axis_words
-from sltt_bench.report.groups import Group, headline_of, method_order
+from sltt_bench.report.groups import Group, headline_of, method_order, varied_fields
 from sltt_bench.report.metrics import METRICS
 from sltt_bench.report.plots.lines import Axis, Panel, fitted_line
 from sltt_bench.report.sections.runs.panels import axis_of, mean_line, scale_of, title_of
@@ -102,13 +102,6 @@ def find_sweeps(groups: Sequence[Group]) -> list[Sweep]:
             if len(family) > 1 and any(group.finished for group in family.values()):
                 sweeps.append(Sweep(name, dict(sorted(family.items()))))
     return sweeps
-
-
-def varied_fields(groups: Sequence[Group]) -> set[str]:
-    """The recipe fields, dotted, that are not the same in all groups."""
-    known = [group for group in groups if group.settings]
-    keys = {key for group in known for key in group.settings}
-    return {key for key in keys if len({repr(group.settings.get(key)) for group in known}) > 1}
 
 
 def _all_else(group: Group, name: str) -> tuple[Any, ...]:

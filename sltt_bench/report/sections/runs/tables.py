@@ -334,7 +334,10 @@ def _pair_notes(group: Group, metric: str, method: str, baseline: str, shared: V
     elif len(group.methods[baseline].values[metric]) > len(
         {pair if isinstance(pair, int) else pair[1] for pair in own}  # type: ignore[index]
     ):
-        notes.append(f"Means and ratios of {method} use only pairs with {baseline}, which has more seeds.")
+        pairs_text = f"the {counted(len(own), 'pair')} alone"
+        notes.append(
+            f"Means and ratios of {method}, and the means of {baseline} beside them, are over {pairs_text}; {baseline} has more seeds."
+        )
     return notes
 
 
