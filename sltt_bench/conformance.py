@@ -28,6 +28,7 @@ from sltt_bench.methods import CarriesOver, ChoosesSteps, Method, Need, Promises
 from sltt_bench.models.layers import SequenceDropout
 from sltt_bench.models.mlp import Recurrent
 from sltt_bench.neurons import LIF, LIFParameters, layers_of_neurons, reset_state
+from sltt_bench.synapses import Backward
 from sltt_bench.unroll import Unroll
 
 BATCH, INPUTS, HIDDEN, CLASSES, TIMESTEPS = 8, 6, 10, 4, 5
@@ -35,6 +36,8 @@ WIDE = 64
 """Batch size of runs that count memory: large enough that activations outweigh parameters."""
 SHORT, LONG = 16, 32
 """Time steps at which memory is compared: enough to show slow growth, and growth below a constant peak."""
+LOSS_SCALE = 4.0
+"""What the loss is multiplied by where mixed precision would scale it."""
 SHARES = [5, 3]
 """Number of samples of each process that shares a batch."""
 
@@ -49,13 +52,15 @@ def check_method(name: str, timesteps: int = TIMESTEPS) -> None:
     1. It runs every step forward, in order: outputs and normalisation statistics equal BPTT's.
     2. It leaves a finite gradient on every parameter that BPTT reaches (an online method uses it up).
     3. It depends only on weights, batch and its own generator, and disturbs no other randomness.
-    4. It leaves nothing behind: no graph, hook or activation outlives its iteration. A checkpoint holds all
-       that it carries to the next iteration (`methods.CarriesOver`).
+    4. It leaves nothing behind: no graph, hook or activation outlives its iteration, what it keeps does not grow
+       from iteration to iteration, and the network trains as before. A checkpoint holds all that it carries to
+       the next iteration (`methods.CarriesOver`).
     5. Its declared promises (`methods.promises`) hold: it is BPTT at T = 1 up to a factor; its gradient is
        BPTT's, if declared exact; it goes backward once, steps the optimiser, runs steps again, passes on
        rates, or asks the unroll for more than steps, if declared; its memory grows with T as declared, or less.
     6. If processes share a batch, the gradients of their shares, weighted by their samples, give that of the
        undivided batch: it bases decisions about its batch on `unroll.mean_over_batch`.
+    7. Its gradient grows with the loss that it backpropagates, as mixed precision scales the loss.
 
     The networks are feed-forward (with batch norm and dropout) and recurrent. A method that converts a
     network of rectifiers is checked on such a network. It runs one step, not T, so 1. does not apply.
@@ -70,6 +75,8 @@ def check_method(name: str, timesteps: int = TIMESTEPS) -> None:
             *_not_reproducible(name, timesteps, build),
             *_lost_in_checkpoint(name, timesteps, build),
             *_leaves_something(name, timesteps, build),
+            *_changes_the_network(name, timesteps, build, promised),
+            *_ignores_the_loss_scale(name, timesteps, build),
             *_differs_at_one_step(name, build, promised),
             *_says_otherwise(name, timesteps, build, promised),
         ]
@@ -147,6 +154,7 @@ def _run(
     batch: int = BATCH,
     learns: bool = False,
     seed: int = 2,
+    backward: Backward = Tensor.backward,
 ) -> tuple[nn.Module, _Watched]:
     """Run one iteration; if the network `learns`, the method, or else this function, updates its weights."""
     network = build() if network is None else network
@@ -156,7 +164,13 @@ def _run(
         optimizer.step()
         optimizer.zero_grad()
 
-    unroll = _unroll(network, *_batch(batch, timesteps), update=update if learns else None, seed=seed)
+    unroll = _unroll(
+        network,
+        *_batch(batch, timesteps),
+        update=update if learns else None,
+        seed=seed,
+        backward=backward,
+    )
     method.accumulate_gradients(unroll)
     if learns and not unroll.updates:
         update()
@@ -184,12 +198,14 @@ def _unroll(
     add_up: Callable[[Tensor], Tensor] | None = None,
     update: Callable[[], None] | None = None,
     seed: int = 2,
+    backward: Backward = Tensor.backward,
 ) -> _Watched:
     return _Watched(
         network,
         steps,
         lambda output: step_loss(output, labels, 0.05, "ones"),
         generator=torch.Generator().manual_seed(seed),
+        backward=backward,
         add_up=add_up,
         update=update,
     )
@@ -237,7 +253,7 @@ def _not_reproducible(name: str, timesteps: int, build: Build) -> list[str]:
     broken = []
     random.random(), np.random.random()  # else reseeding with the same seed would go unnoticed
     elsewhere = _other_randomness()
-    first, _ = _run(methods.create(name, timesteps), timesteps, build)
+    first, unroll = _run(methods.create(name, timesteps), timesteps, build)
     after = torch.get_rng_state()
     if elsewhere != _other_randomness():
         broken.append("it draws from Python's or NumPy's generator, or seeds it: use unroll.generator")
@@ -246,7 +262,14 @@ def _not_reproducible(name: str, timesteps: int, build: Build) -> list[str]:
         broken.append("two runs from one state differ: draw random numbers from unroll.generator only")
     _run(methods.create("bptt", timesteps), timesteps, build)
     if not torch.equal(after, torch.get_rng_state()):
-        broken.append("it draws from torch's global generator: use unroll.generator")
+        broken.append(
+            "it draws from torch's global generator: "
+            + (
+                "all runs of a step must draw the same random numbers (torch.random.fork_rng)"
+                if unroll.steps_again
+                else "use unroll.generator"
+            )
+        )
     return broken
 
 
@@ -291,7 +314,8 @@ def _other_randomness() -> tuple[object, ...]:
 
 
 def _leaves_something(name: str, timesteps: int, build: Build) -> list[str]:
-    """Check that no tensor outlives the iteration and its unroll, and that the network has no hooks."""
+    """Check that no activation outlives an iteration and its unroll, that the network has no hooks, and that as
+    many tensors are alive after the third iteration as after the second."""
     network = build()
     storages: list[weakref.ref[torch.UntypedStorage]] = []
     watch = [
@@ -300,19 +324,60 @@ def _leaves_something(name: str, timesteps: int, build: Build) -> list[str]:
         )
         for layer in layers_of_neurons(network)
     ]
-    method = methods.create(name, timesteps)
-    _run(method, timesteps, build, network=network)
+    method, alive = methods.create(name, timesteps), []
+    for _ in range(3):
+        _run(method, timesteps, build, network=network)
+        reset_state(network)
+        gc.collect()
+        alive.append(sum(issubclass(type(kept), Tensor) for kept in gc.get_objects()))
     for handle in watch:
         handle.remove()
     for module in network.modules():
         if module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__:
             return [f"it leaves a hook on a {type(module).__name__}"]
-    reset_state(network)
-    gc.collect()
-    alive = sum(reference() is not None for reference in storages)
-    return (
-        [f"{alive} of its activations outlive the iteration: keep no tensor on the method"] if alive else []
-    )
+    outlived = sum(reference() is not None for reference in storages)
+    if outlived:
+        return [f"{outlived} of its activations outlive the iteration: keep no tensor on the method"]
+    grown = alive[2] - alive[1]
+    return [f"it keeps {grown} tensors more after each iteration"] if grown > 0 else []
+
+
+def _changes_the_network(name: str, timesteps: int, build: Build, promised: Promises) -> list[str]:
+    """Check that modules and parameters are trained afterwards as before, and that only an online method, which
+    may correct the weights after its updates, has changed them."""
+    network, untouched = build(), build()
+    _run(methods.create(name, timesteps), timesteps, build, network=network)
+    parameters = list(network.named_parameters())
+    idle = [type(module).__name__ for module in network.modules() if not module.training]
+    frozen = [key for key, parameter in parameters if not parameter.requires_grad]
+    changed = [
+        key
+        for (key, after), before in zip(parameters, untouched.parameters(), strict=True)
+        if not (promised.online or torch.allclose(after, before, rtol=1e-5, atol=1e-7))
+    ]
+    return [
+        *(f"it leaves a {kind} in evaluation mode" for kind in idle[:1]),
+        *(f"it leaves {key} without requires_grad, so that it learns no more" for key in frozen[:1]),
+        *(
+            f"it changes {key} itself: leave the weights to the optimiser, or declare Promises(online=True)"
+            for key in changed[:1]
+        ),
+    ]
+
+
+def _ignores_the_loss_scale(name: str, timesteps: int, build: Build) -> list[str]:
+    network, _ = _run(methods.create(name, timesteps), timesteps, build)
+    scaled, _ = _run(methods.create(name, timesteps), timesteps, build, backward=_scaled_backward)
+    if torch.allclose(_gradients(scaled), LOSS_SCALE * _gradients(network), rtol=1e-4, atol=1e-6):
+        return []
+    return [
+        "its gradient does not grow with the loss, which mixed precision scales: make all of it by "
+        "unroll.backward(loss), and neither read nor write .grad"
+    ]
+
+
+def _scaled_backward(loss: Tensor, /, *, retain_graph: bool = False) -> None:
+    (LOSS_SCALE * loss).backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]
 
 
 def _differs_at_one_step(name: str, build: Build, promised: Promises) -> list[str]:
@@ -329,12 +394,10 @@ def _differs_at_one_step(name: str, build: Build, promised: Promises) -> list[st
 
 
 def _says_otherwise(name: str, timesteps: int, build: Build, promised: Promises) -> list[str]:
-    network, unroll = _run(methods.create(name, timesteps), timesteps, build)
+    _, unroll = _run(methods.create(name, timesteps), timesteps, build)
     broken = []
-    if promised.exact:
-        bptt = _gradients(_run(methods.create("bptt", timesteps), timesteps, build)[0])
-        if not torch.allclose(_gradients(network), bptt, rtol=1e-5, atol=1e-7):
-            broken.append("it says that it is exact, but its gradient is not BPTT's")
+    if promised.exact and any(_differs_from_bptt(name, steps, build) for steps in (timesteps, LONG)):
+        broken.append("it says that it is exact, but its gradient is not BPTT's")
     if promised.one_backward_pass and unroll.backward_passes != 1:
         broken.append(f"it says that it goes backward once, but does so {unroll.backward_passes} times")
     if unroll.steps_again and not promised.computes_again:
@@ -350,6 +413,11 @@ def _says_otherwise(name: str, timesteps: int, build: Build, promised: Promises)
         if need not in promised.needs
     ]
     return broken
+
+
+def _differs_from_bptt(name: str, timesteps: int, build: Build) -> bool:
+    own, bptt = (_gradients(_run(methods.create(n, timesteps), timesteps, build)[0]) for n in (name, "bptt"))
+    return not torch.allclose(own, bptt, rtol=1e-5, atol=1e-7)
 
 
 def _differs_when_divided(name: str, timesteps: int, kind: type[LIF] | type[ConvertedNeuron]) -> list[str]:

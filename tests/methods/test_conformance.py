@@ -99,6 +99,87 @@ class HoldsAllInputs(Truncated):
         torch.stack(list(unroll.inputs)).mean()
 
 
+class KeepsTheLoss(Truncated):
+    """Of every iteration, in a list that only grows."""
+
+    def __init__(self) -> None:
+        self.history: list[torch.Tensor] = []
+
+    def accumulate_gradients(self, unroll: Unroll) -> None:
+        super().accumulate_gradients(unroll)
+        self.history.append(unroll.summed_loss.clone())
+
+
+class LeavesEvaluationMode(Truncated):
+    def accumulate_gradients(self, unroll: Unroll) -> None:
+        super().accumulate_gradients(unroll)
+        unroll.network.eval()
+
+
+class FreezesALayer(Truncated):
+    def accumulate_gradients(self, unroll: Unroll) -> None:
+        super().accumulate_gradients(unroll)
+        next(unroll.network.parameters()).requires_grad_(False)
+
+
+class DecaysTheWeights(Truncated):
+    @torch.no_grad()
+    def decay(self, weights: list[torch.nn.Parameter]) -> None:
+        for w in weights:
+            w.mul_(0.99)
+
+    def accumulate_gradients(self, unroll: Unroll) -> None:
+        super().accumulate_gradients(unroll)
+        self.decay(list(unroll.network.parameters()))
+
+
+class GoesBackwardByItself:
+    """Past the scale that fp16 gives the loss."""
+
+    def accumulate_gradients(self, unroll: Unroll) -> None:
+        for t in range(unroll.timesteps):
+            unroll.detach_state()
+            unroll.step(t).backward()  # type: ignore[no-untyped-call]
+
+
+class ClipsItsGradient(Truncated):
+    """Which fp16 has scaled."""
+
+    def accumulate_gradients(self, unroll: Unroll) -> None:
+        super().accumulate_gradients(unroll)
+        torch.nn.utils.clip_grad_norm_(unroll.network.parameters(), 0.1)
+
+
+class TruncatedAtEightSteps:
+    def accumulate_gradients(self, unroll: Unroll) -> None:
+        loss = unroll.step(0)
+        for t in range(1, unroll.timesteps):
+            if t % 8 == 0:
+                unroll.detach_state()
+            loss = loss + unroll.step(t)
+        unroll.backward(loss)
+
+
+class DrawsMasksAgain(Truncated):
+    """In a second run of the sequence, whose masks are then others."""
+
+    def accumulate_gradients(self, unroll: Unroll) -> None:
+        self.look_ahead(unroll)
+        unroll.restart()
+        super().accumulate_gradients(unroll)
+
+    @torch.no_grad()
+    def look_ahead(self, unroll: Unroll) -> None:
+        for t in range(unroll.timesteps):
+            unroll.step(t)
+
+
+class DrawsTheSameMasksAgain(DrawsMasksAgain):
+    def look_ahead(self, unroll: Unroll) -> None:
+        with torch.random.fork_rng():
+            super().look_ahead(unroll)
+
+
 class Updates(Truncated):
     def accumulate_gradients(self, unroll: Unroll) -> None:
         super().accumulate_gradients(unroll)
@@ -227,6 +308,14 @@ class ScalesByOneDraw(Truncated):
         (Truncated, Promises(exact=True), "its gradient is not BPTT's"),
         (Truncated, Promises(one_backward_pass=True), "goes backward once, but does so 5 times"),
         (Truncated, Promises(online=True), "never calls update"),
+        (TruncatedAtEightSteps, Promises(exact=True, one_backward_pass=True), "its gradient is not BPTT's"),
+        (KeepsTheLoss, Promises(), "it keeps 1 tensors more after each iteration"),
+        (LeavesEvaluationMode, Promises(), "it leaves a Sequential in evaluation mode"),
+        (FreezesALayer, Promises(), "it leaves 0.weight without requires_grad"),
+        (DecaysTheWeights, Promises(), "it changes 0.weight itself"),
+        (GoesBackwardByItself, Promises(), "does not grow with the loss, which mixed precision scales"),
+        (ClipsItsGradient, Promises(), "neither read nor write .grad"),
+        (DrawsMasksAgain, Promises(computes_again=True), "must draw the same random numbers .*fork_rng"),
         (Updates, Promises(), "does not say that it learns online: declare Promises\\(online=True\\)"),
         (
             Updates,
@@ -263,6 +352,11 @@ def test_a_broken_promise_is_named(
 
 def test_a_choice_by_the_whole_batch_conforms(monkeypatch: pytest.MonkeyPatch) -> None:
     register(ByTheWholeBatch, Promises(needs=frozenset({"membrane"})), monkeypatch)
+    check_method("broken")
+
+
+def test_a_second_run_with_the_random_numbers_of_the_first_conforms(monkeypatch: pytest.MonkeyPatch) -> None:
+    register(DrawsTheSameMasksAgain, Promises(computes_again=True), monkeypatch)
     check_method("broken")
 
 
