@@ -56,7 +56,9 @@ class MeasuredCell:
 
 
 def contradictions(cell: MeasuredCell) -> Iterator[str]:
-    """Yields what contradicts what in a cell, a clause each."""
+    """Yields what contradicts what in a cell, a clause each. A missing figure contradicts nothing: it is NaN, of which no
+    comparison holds.
+    """
     for check in (_accuracies, _losses, _rates, _clock, _memory, _choices, _costs, _gpu, _ranks):
         yield from check(cell)
 
@@ -128,7 +130,7 @@ def _clock(cell: MeasuredCell) -> Iterator[str]:
         own = attempts == attempt
         if not cell.epochs["cold"].to_numpy()[own][0]:
             yield "the first epoch of a process is not cold"
-        yield from _between_ends(ends[own], trained[own] + np.nan_to_num(evaluated[own]))
+        yield from _between_ends(ends[own], trained[own] + evaluated[own])
 
 
 def _moment(text: Any) -> float:
@@ -141,7 +143,9 @@ def _moment(text: Any) -> float:
 
 
 def _between_ends(ends: Floats, spent: Floats) -> Iterator[str]:
-    """What an attempt's epochs took (`spent`), set against the clock of its rows (`ends`), in seconds."""
+    """What an attempt's epochs took (`spent`), set against the clock of its rows (`ends`), in seconds. An epoch in which
+    the process stood still has no time, and the clock went on.
+    """
     passed, spent = np.diff(ends), spent[1:]
     known = ~np.isnan(passed) & ~np.isnan(spent)
     passed, spent = passed[known], spent[known]
@@ -222,7 +226,7 @@ def _choices(cell: MeasuredCell) -> Iterator[str]:
         if int(row["best_epoch"]) != best:
             yield f"best_epoch is {int(row['best_epoch'])} in cells.csv, {best} by epochs.csv"
     last = row["last_validation_top1"]
-    if pd.notna(last) and abs(float(last) - validated[-1]) > ROUNDING:
+    if abs(float(last) - validated[-1]) > ROUNDING:
         yield f"last_validation_top1 is {float(last):.4f} in cells.csv, {validated[-1]:.4f} by epochs.csv"
     if pd.notna(row["exit_code"]) and int(row["exit_code"]) != 0:
         yield f"its status is ok, but its process ended with exit code {int(row['exit_code'])}"
@@ -230,8 +234,6 @@ def _choices(cell: MeasuredCell) -> Iterator[str]:
 
 def _costs(cell: MeasuredCell) -> Iterator[str]:
     row = {name: float(cell.row[name]) for name in _COUNTED}
-    if any(map(math.isnan, row.values())):
-        return
     energy = 4.6 * row["effective_macs"] + 0.9 * row["effective_acs"]
     if abs(energy - row["estimated_energy_45nm_pj"]) > ROUNDING * energy:
         yield "estimated_energy_45nm_pj does not follow from effective_macs and effective_acs"

@@ -1,11 +1,10 @@
 """A GPU that torch cannot use is said and refused, never passed over in silence."""
 
 import csv
-import json
 import os
 import subprocess
 import sys
-from collections import namedtuple
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
@@ -13,10 +12,9 @@ import torch
 from test_nvml import compile_fake
 from typer.testing import CliRunner
 
-from sltt_bench.command_line import doctor, torch_probe
 from sltt_bench.command_line.cli import app
 from sltt_bench.kinds import training
-from sltt_bench.measure import Profiler, gpu_support
+from sltt_bench.measure import gpu_support
 from sltt_bench.measure.gpu_support import (
     UnusableGpu,
     Wheel,
@@ -25,8 +23,7 @@ from sltt_bench.measure.gpu_support import (
     why_unusable,
     why_without_kernels,
 )
-from sltt_bench.measure.nvml import Gpu, Missing, Reading
-from sltt_bench.measure.processors import Shares
+from sltt_bench.measure.nvml import Gpu
 
 GPU = Gpu(name="NVIDIA H100", uuid="GPU-0", memory_total_bytes=80 << 30, driver="570.1", cuda_driver="12.8")
 
@@ -54,6 +51,18 @@ def test_the_wheel_is_read_from_its_file_as_torch_itself_says() -> None:
     assert installed_wheel() == Wheel(torch.__version__, torch.version.cuda)
 
 
+@pytest.mark.parametrize("text", [None, "cuda = '12.8'", "__version__ = ("])
+def test_a_wheel_whose_file_says_nothing_is_unknown(
+    text: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if text is not None:
+        (tmp_path / "version.py").write_text(text)
+    broken = ModuleSpec("torch", None, origin=str(tmp_path / "__init__.py"))
+    for spec in (broken, ModuleSpec("torch", None), None):  # installed, a folder without a module, and none
+        monkeypatch.setattr(gpu_support, "find_spec", lambda name, spec=spec: spec)
+        assert installed_wheel() is None
+
+
 @pytest.mark.usefixtures("one_gpu")
 def test_auto_is_refused_beside_an_unusable_gpu_with_both_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_support, "installed_wheel", lambda: Wheel("2.9", "13.0"))
@@ -62,10 +71,13 @@ def test_auto_is_refused_beside_an_unusable_gpu_with_both_ways_out(monkeypatch: 
     with pytest.raises(UnusableGpu):
         check_gpu_is_usable("cuda:0")
     check_gpu_is_usable("cpu")
+    monkeypatch.setattr(gpu_support, "list_gpus", lambda: [GPU, GPU])
+    with pytest.raises(UnusableGpu, match=r"there is a GPU \(NVIDIA H100 and 1 more\)"):
+        check_gpu_is_usable("auto")
 
 
 @pytest.mark.usefixtures("one_gpu")
-@pytest.mark.parametrize("hidden", ["", "-1", "NoDevFiles"])
+@pytest.mark.parametrize("hidden", ["", "-1", "NoDevFiles", "-1,0"])
 def test_gpus_that_the_user_has_hidden_are_not_missed(monkeypatch: pytest.MonkeyPatch, hidden: str) -> None:
     monkeypatch.setattr(gpu_support, "installed_wheel", lambda: Wheel("2.9", "13.0"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
@@ -85,6 +97,21 @@ def test_a_cell_does_not_fall_back_to_the_cpu_where_only_torch_finds_the_gpu_unu
         training.choose_device("auto")
 
 
+def test_a_cell_computes_on_the_gpu_that_was_asked_for_among_those_that_torch_sees(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    for asked, index in (("auto", 0), ("cuda", 0), ("cuda:1", 1)):
+        assert training.choose_device(asked) == torch.device("cuda", index) == chosen.pop()
+    assert training.choose_device("cpu") == torch.device("cpu")
+    with pytest.raises(UnusableGpu, match="device cuda:2: torch sees 2 GPUs here"):
+        training.choose_device("cuda:2")
+    assert chosen == []
+
+
 @pytest.mark.parametrize(
     ("gpus", "visible", "files", "device", "reason"),
     [
@@ -95,6 +122,13 @@ def test_a_cell_does_not_fall_back_to_the_cpu_where_only_torch_finds_the_gpu_unu
         ([GPU], None, (), "cuda:1", "there is 1 GPU here, the last is cuda:0;"),
         ([GPU, GPU], None, (), "cuda:2", "there are 2 GPUs here, the last is cuda:1;"),
         ([GPU, GPU], "1", (), "cuda:1", r"the last is cuda:0 \(CUDA_VISIBLE_DEVICES is '1'\);"),
+        (
+            [GPU],
+            "0,1",
+            (),
+            "cuda:1",
+            r"there is 1 GPU here, the last is cuda:0 \(CUDA_VISIBLE_DEVICES is '0,1'\);",
+        ),
         ([GPU, GPU], "1", (), "cuda", None),
         ([GPU, GPU], None, (), "cuda:1", None),
         ([], None, (), "auto", None),
@@ -224,9 +258,6 @@ def test_auto_is_an_error_of_the_cell_beside_a_gpu_on_which_torch_cannot_start(t
     assert "--device cpu to leave the GPU alone" in reason
 
 
-# The doctor -------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("capability", "architectures", "served"),
     [
@@ -253,108 +284,3 @@ def test_a_gpu_is_served_by_kernels_of_its_major_version_and_by_code_that_the_dr
     if reason is not None:
         assert ", ".join(architectures) in reason
         assert f"none for NVIDIA X of compute capability {capability[0]}.{capability[1]}" in reason
-
-
-def test_the_doctor_finds_fault_with_a_wheel_that_has_no_kernels_for_the_card(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """As torch would tell its probe, on which nothing may run: there is no kernel for it."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA GeForce GTX 1080")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
-    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "sm_90"])
-    monkeypatch.setattr(torch, "empty", lambda *size, device: Unfillable())
-    monkeypatch.setattr(torch_probe, "Profiler", lambda device: Profiler(torch.device("cpu")))
-    facts = json.dumps(torch_probe.facts(), default=str)
-    done = subprocess.CompletedProcess([], 0, stdout=facts, stderr="")
-    monkeypatch.setattr(doctor.subprocess, "run", lambda *_, **__: done)
-    (finding,) = (finding for finding in doctor._torch() if finding.level == "fault")
-    assert finding.subject == "kernels"
-    assert finding.text == (
-        "torch has kernels for sm_75, sm_80, sm_90, and none for NVIDIA GeForce GTX 1080 of compute capability 6.1; "
-        f"{gpu_support.REMEDY_WHEEL}"
-    )
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
-    with pytest.raises(RuntimeError, match="no kernel image"):
-        torch_probe.facts()
-
-
-class Unfillable:
-    """A tensor on a card for which there are no kernels."""
-
-    def fill_(self, value: float) -> None:
-        raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
-
-
-@pytest.mark.usefixtures("one_gpu")
-def test_the_doctor_holds_the_driver_against_the_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "installed_wheel", lambda: Wheel("2.9", "13.0"))
-    gpu, driver = doctor._gpus()
-    assert (gpu.level, gpu.text) == ("ok", "NVIDIA H100, 80 GiB, driver 570.1 (CUDA 12.8)")
-    assert driver.level == "fault"
-    assert "get-started" in driver.text
-
-
-Usage = namedtuple("Usage", "total used free")
-
-
-@pytest.mark.parametrize(("free", "limit", "levels"), [(64 << 20, 64, "note"), (1 << 40, 1 << 20, "ok")])
-def test_the_doctor_says_what_the_loaders_need_of_shared_memory_and_open_files(
-    monkeypatch: pytest.MonkeyPatch, free: int, limit: int, levels: str
-) -> None:
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: Usage(1 << 41, 0, free))
-    monkeypatch.setattr("resource.getrlimit", lambda which: (limit, limit))
-    findings = list(doctor._loading())
-    assert [finding.level for finding in findings] == [levels] * len(findings)
-    if levels == "note":
-        assert "--shm-size" in findings[0].text
-        assert "ulimit -n" in findings[-1].text
-
-
-def test_the_loaders_of_imagenet_hold_so_many_bytes() -> None:
-    from sltt_bench.planning.recipe import load_recipe
-
-    recipe = load_recipe("imagenet-resnet34", {"data.workers": 3, "data.prefetch_factor": 2})
-    # 2 loaders × 3 processes × 2 batches of 256 images of 3 × 224 × 224 bytes
-    assert doctor._loader_needs(recipe).shared_bytes == 12 * 256 * 3 * 224 * 224
-
-
-@pytest.mark.parametrize(
-    ("reading", "level", "words"),
-    [
-        (Shares(0.9, 0.02), "ok", "other programs use 2% of them now"),
-        (Shares(0.9, 0.4), "note", "other programs use 40% of them now: where that leaves none free"),
-        (Missing("no clocks"), "note", "how busy they are stays unknown: no clocks"),
-    ],
-)
-def test_the_doctor_says_what_others_do_with_the_processors(
-    reading: Reading[Shares], level: str, words: str
-) -> None:
-    finding = doctor._processors(reading)
-    assert (finding.level, finding.subject) == (level, "processors")
-    assert words in finding.text
-
-
-def test_the_doctor_says_in_words_what_the_sensors_read() -> None:
-    state = {
-        "sm_clock_mhz": 1980, "sm_clock_max_mhz": 1980, "memory_clock_mhz": 3201, "clock_limits": [], "power_w": 90.326,
-        "power_limit_w": 700.0, "temperature_c": 37, "device_bytes": 1847001088, "other_compute_processes": 1, "missing": {},
-    }  # fmt: skip
-    assert doctor._sensors(state).text == (
-        "1.72 GiB in use, 1 other process on it, clock 1980 of 1980 MHz, 90 of 700 W, 37 °C"
-    )
-    lame = {
-        "device_bytes": 0, "power_w": None, "clock_limits": ["sw_power_cap"], "other_compute_processes": 0,
-        "missing": {"power_limit_w": "Not Supported"},
-    }  # fmt: skip
-    assert doctor._sensors(lame).text == (
-        "0 B in use, no other processes on it, clocks held down by sw power cap, no reading of power limit"
-    )
-    assert doctor._sensors({}) == doctor.DoctorFinding("note", "sensors", "none can be read")
-
-
-@pytest.mark.parametrize(("reading", "level"), [(5 << 20, "ok"), (None, "note")])
-def test_the_doctor_says_whether_nvml_tells_single_processes(reading: int | None, level: str) -> None:
-    finding = doctor._process_memory({"process_bytes": reading, "no_process_bytes": "in a container"})
-    assert finding.level == level
-    assert level == "ok" or "in a container" in finding.text

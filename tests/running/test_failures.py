@@ -11,7 +11,13 @@ import pytest
 import torch
 
 from sltt_bench.common import failures
-from sltt_bench.common.failures import classify, out_of_memory_cause, unexplained_end
+from sltt_bench.common.failures import (
+    CellFailure,
+    classify,
+    out_of_memory_cause,
+    too_few_for_batch_norm,
+    unexplained_end,
+)
 from sltt_bench.kinds import training
 from sltt_bench.planning.plan import Cell
 from sltt_bench.results.cell_row import Outcome, cell_row
@@ -42,6 +48,14 @@ OUT_OF_MEMORY = {
     ),
     "shared tensor": RuntimeError("unable to mmap 2048 bytes from file </torch_7_1>: Cannot allocate memory (12)"),
     "NumPy": MemoryError("Unable to allocate 7.28 TiB for an array with shape (1000000000000,)"),
+    "NumPy in a loader": RuntimeError(
+        "Caught _ArrayMemoryError in DataLoader worker process 0.\nnumpy._core._exceptions._ArrayMemoryError: Unable to "
+        "allocate 7.28 TiB for an array with shape (1000000000000,) and data type float64"
+    ),
+    "torch on Windows": RuntimeError("[enforce fail at alloc_cpu.cpp:116] data. DefaultCPUAllocator: not enough memory"),
+    "cuSPARSE": RuntimeError("CUDA error: CUSPARSE_STATUS_ALLOC_FAILED when calling `cusparseCreate(handle)`"),
+    "cuSOLVER": RuntimeError("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate(handle)`"),
+    "cuDNN 9, host": RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED"),
     "fork": OSError(errno.ENOMEM, "Cannot allocate memory"),
     "in a loader": RuntimeError(
         "Caught OutOfMemoryError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
@@ -61,6 +75,11 @@ NO_MATTER_OF_MEMORY = {
         "Caught RuntimeError in DataLoader worker process 0. RuntimeError: unable to allocate shared memory(shm) for file "
         "</torch_29085_311768766_0>: No space left on device (28)"
     ),
+    "no room in /dev/shm for a file": RuntimeError("unable to write to file </torch_7_1_0>: No space left on device (28)"),
+    "a bus error": RuntimeError(
+        "Unexpected bus error encountered in worker. This might be caused by insufficient shared memory (shm)."
+    ),
+    "a word in a key": ValueError("'out of memory' is no status"),
     "illegal access": RuntimeError("CUDA error: an illegal memory access was encountered"),
     "full disk": OSError(errno.ENOSPC, "No space left on device"),
     "a word in a file's name": FileNotFoundError(errno.ENOENT, "No such file", "out of memory.pt"),
@@ -95,6 +114,8 @@ def test_an_accelerator_error_is_oom_by_its_text_alone() -> None:
         "FIND was unable to find an engine to execute this computation",
         "GET was unable to find an engine to execute this computation",
         "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_NOT_INITIALIZED",
+        "Unable to find a valid cuDNN algorithm to run convolution",
     ],
 )
 @pytest.mark.parametrize(
@@ -103,11 +124,32 @@ def test_an_accelerator_error_is_oom_by_its_text_alone() -> None:
 def test_what_a_library_says_of_missing_kernels_too_is_oom_where_the_device_was_short(
     text: str, refused: int, free: int, status: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert classify(RuntimeError(text))[0] == "error", "without a GPU memory cannot have been short there"
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "memory_stats", lambda: {"num_ooms": refused})
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 2**37))
+    assert classify(RuntimeError(text))[0] == "error", "without a GPU memory cannot have been short there"
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     assert classify(RuntimeError(text))[0] == status
+
+
+def test_a_device_that_an_error_made_unusable_says_nothing_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unusable() -> dict[str, int]:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "memory_stats", unusable)
+    assert classify(RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"))[0] == "error"
+
+
+def test_the_type_of_an_error_says_that_memory_ran_out_without_a_text() -> None:
+    for error in (MemoryError(), torch.OutOfMemoryError()):
+        assert classify(error) == ("oom", "out of memory")
+
+
+def test_batch_norm_of_one_value_per_channel_is_told_by_its_text() -> None:
+    with pytest.raises(ValueError, match="channel") as caught:
+        torch.nn.BatchNorm1d(2)(torch.ones(1, 2))
+    assert too_few_for_batch_norm(caught.value)
+    assert not too_few_for_batch_norm(ValueError("another"))
 
 
 def test_a_real_allocation_that_fails_is_oom() -> None:
@@ -190,7 +232,9 @@ def test_a_killed_loader_is_oom_where_the_system_killed_for_lack_of_memory(
         assert ("the host ran out of memory" in reason) == (status == "oom")
 
 
-@pytest.mark.parametrize("name", ["small /dev/shm", "no room in /dev/shm"])
+@pytest.mark.parametrize(
+    "name", ["small /dev/shm", "no room in /dev/shm", "no room in /dev/shm for a file", "a bus error"]
+)
 def test_a_small_shared_memory_names_its_remedy(name: str) -> None:
     assert "data.workers=0" in classify(NO_MATTER_OF_MEMORY[name])[1]
 
@@ -222,7 +266,9 @@ def test_the_limit_on_addresses_is_read_from_the_system() -> None:
 
 def test_errors_of_this_package_speak_for_themselves_and_interruptions_are_kills() -> None:
     assert classify(TrainingDiverged("the loss became nan")) == ("error", "the loss became nan")
-    assert classify(KeyboardInterrupt()) == ("killed", "KeyboardInterrupt")
+    for interruption in (KeyboardInterrupt(), SystemExit(1)):
+        assert classify(interruption) == ("killed", type(interruption).__name__)
+    assert classify(CellFailure("oom", "rank 1: no memory")) == ("oom", "rank 1: no memory")
 
 
 class RecordingReporter:
@@ -248,9 +294,25 @@ class RecordingReporter:
     def checkpoint(self, *_: object) -> None: ...
 
 
-@pytest.mark.parametrize(("code", "name"), [(-15, "SIGTERM"), (-40, "signal 40"), (-64, "SIGRTMAX")])
-def test_whatever_signal_ended_a_process_it_is_named(code: int, name: str) -> None:
-    assert unexplained_end(code, 0) == ("killed", f"the process was ended by {name}")
+@pytest.mark.parametrize(
+    ("code", "name"),
+    [(-1, "SIGHUP"), (-9, "SIGKILL"), (-15, "SIGTERM"), (-40, "signal 40"), (-64, "SIGRTMAX")],
+)
+def test_whatever_signal_ended_a_process_it_is_named(
+    code: int, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(failures, "oom_kills", lambda: 3)
+    assert unexplained_end(code, 3) == ("killed", f"the process was ended by {name}")
+
+
+def test_a_process_that_the_system_killed_for_lack_of_memory_is_oom(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(failures, "oom_kills", lambda: 4)
+    for limit, within in ((None, ""), (2**31, " (its control group is allowed 2 GiB)")):
+        monkeypatch.setattr(failures, "memory_limit", lambda limit=limit: limit)
+        reason = f"the operating system ended the process: out of memory{within}"
+        assert unexplained_end(-9, 3) == ("oom", reason)
+    assert unexplained_end(-15, 3)[0] == "killed", "another process was killed"
+    assert unexplained_end(1, 3) == ("error", "the process ended with exit code 1 without a word")
 
 
 def test_an_oom_in_the_instrumented_iteration_empties_its_column_and_the_cell_goes_on(
@@ -266,3 +328,10 @@ def test_an_oom_in_the_instrumented_iteration_empties_its_column_and_the_cell_go
     assert reporter.epochs == 1
     assert reporter.known["peak_tensor_bytes"] is None
     assert "Tried to allocate 9 GiB" in reporter.absent["peak_tensor_bytes"]
+
+    def wrong(*_: object) -> int:
+        raise RuntimeError("an operation that nobody counts")
+
+    monkeypatch.setattr(training, "instrumented_peak", wrong)
+    with pytest.raises(RuntimeError, match="nobody counts"):
+        training.train_cell(smoke_cell(train__epochs=1), job, reporter)  # type: ignore[arg-type]
