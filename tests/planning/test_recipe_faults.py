@@ -55,6 +55,7 @@ BLAMED = {
     ("run", "sequential-digits", "-m", "bptt", "--set", "model={name: cnn, channels: [8]}"): [
         "--set model: model.channels has 1 block, too many for 1×1 images: each block halves them; choose model mlp"
     ],
+    ("run", "digits", "--set", "extends=mnist"): ["--set extends: which recipe another one extends stands in its file"],
     ("run", "digits", "--set", "init_from=foo"): ["--set init_from: foo: no recipe has this name"],
     ("run", "digits", "--set", "init_from=mnist"): ["--set init_from: mnist would leave no checkpoint"],
     ("run", "digits", "--nproc-per-cell", "99"): ["--nproc-per-cell: train.batch_size is 64, fewer"],
