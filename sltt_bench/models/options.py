@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from sltt_bench.common.format import counted
 from sltt_bench.common.strict import ADDED_LATER, Strict
 
 Probability = Annotated[float, Field(ge=0, lt=1)]
@@ -95,11 +96,13 @@ class CNNOptions(NormalisedOptions):
 
     def unsuited_input(self, shape: tuple[int, ...]) -> str | None:
         _, height, width = shape
-        if min(height, width) >> len(self.channels):
+        most = min(height, width).bit_length() - 1
+        if len(self.channels) <= most:
             return None
+        remedy = f"leave {counted(most, 'block')} at most" if most else "choose model mlp"
         return (
-            f"model.channels has {len(self.channels)} blocks, too many for {height}×{width} images: each block halves "
-            "them; remove a block"
+            f"model.channels has {counted(len(self.channels), 'block')}, too many for {height}×{width} images: each block "
+            f"halves them; {remedy}"
         )
 
 

@@ -201,6 +201,8 @@ def _apply(raw: dict[str, Any], dotted: str, value: Any) -> str | None:
     """Set a dotted key in place; returns why it cannot be. Unknown last keys are left to the validation."""
     if dotted == "name":
         return "a recipe's name is that of its file; `sltt-bench init NAME` makes one"
+    if dotted == "extends":
+        return "which recipe another one extends stands in its file; `sltt-bench init NAME` makes one"
     *parents, last = dotted.split(".")
     if parents[:2] == ["tuning", "grid"]:  # its keys are dotted names themselves
         parents, last = parents[:2], dotted.removeprefix("tuning.grid.")

@@ -50,8 +50,12 @@ BLAMED = {
     ],
     ("run", "digits", "--set", "train.devices=.nan"): ["--set train.devices: Input should be a"],
     ("run", "digits", "--set", "model.channels=[2, 2, 2, 2]", "--set", "train.epochs=1"): [
-        "--set model.channels: model.channels has 4 blocks, too many for 8×8 images"
+        "--set model.channels: model.channels has 4 blocks, too many for 8×8 images: each block halves them; leave 3 blocks"
     ],
+    ("run", "sequential-digits", "-m", "bptt", "--set", "model={name: cnn, channels: [8]}"): [
+        "--set model: model.channels has 1 block, too many for 1×1 images: each block halves them; choose model mlp"
+    ],
+    ("run", "digits", "--set", "extends=mnist"): ["--set extends: which recipe another one extends stands in its file"],
     ("run", "digits", "--set", "init_from=foo"): ["--set init_from: foo: no recipe has this name"],
     ("run", "digits", "--set", "init_from=mnist"): ["--set init_from: mnist would leave no checkpoint"],
     ("run", "digits", "--nproc-per-cell", "99"): ["--nproc-per-cell: train.batch_size is 64, fewer"],
