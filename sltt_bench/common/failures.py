@@ -80,11 +80,13 @@ def unexplained_end(code: int, kernel_kills: int) -> tuple[FailureStatus, str]:
     if code < 0:
         # Of the real-time signals, only the first and the last have names.
         known = {number.value: number.name for number in signal.Signals}
-        return (
-            "killed",
-            f"the process was ended by {known.get(-code, f'signal {-code}')}{_within_addresses()}",
-        )
+        name = known.get(-code, f"signal {-code}")
+        return "killed", f"the process was ended by {name}{_within_addresses() if name in _BY_ITSELF else ''}"
     return "error", f"the process ended with exit code {code} without a word{_within_addresses()}"
+
+
+_BY_ITSELF = ("SIGABRT", "SIGBUS", "SIGSEGV")
+"""Signals by which a process ends that got no memory, and that nobody sends."""
 
 
 def _within_addresses() -> str:

@@ -109,8 +109,9 @@ class Tables:
         """Returns every sound row of the files with this name, typed, with the columns `run` and `line`."""
         frames = [self._typed(key) for key in self._gathered if key[0] == file]
         columns = [*(column.name for column in FILES[file]), "run", "line"]
-        if not frames:
-            return pd.DataFrame(columns=columns, dtype=object)
+        if not frames:  # of the types of one with rows, since pandas joins no others to it
+            numbers = {column.name: float for column in FILES[file] if column.type in ("int", "float")}
+            return pd.DataFrame(columns=columns, dtype=object).astype({**numbers, "run": int, "line": int})
         return self._each_once(file, pd.concat(frames, ignore_index=True)[columns])
 
     def _each_once(self, file: str, frame: pd.DataFrame) -> pd.DataFrame:

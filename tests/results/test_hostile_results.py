@@ -242,6 +242,20 @@ def test_a_cell_of_which_two_rows_of_an_epoch_differ_is_unsound_wherever_it_is_s
     assert len(progress_of(run).finished) == 3
 
 
+@pytest.mark.parametrize("damage", ["no epochs", "a newer version"])
+def test_a_run_of_which_no_row_can_be_read_is_shown_with_the_reason(damage: str, tmp_path: Path) -> None:
+    run = handmade(tmp_path)
+    if damage == "no epochs":
+        (run / EPOCHS_FILE).unlink()
+    else:
+        path = run / CELLS_FILE
+        header, *lines = path.read_text().splitlines()
+        path.write_text("\n".join([header, *(line.replace("1", "2", 1) for line in lines), ""]))
+    shown = CliRunner().invoke(app, ["show", str(run)])
+    reason = {"no epochs": "epochs.csv has no row of it", "a newer version": "schema_version is '2', not 1"}
+    assert (shown.exit_code, reason[damage] in " ".join(shown.output.split())) == (0, True), shown.output
+
+
 def test_rows_of_another_run_in_the_files_of_a_run_were_not_measured_with_what_it_says(
     tmp_path: Path,
 ) -> None:

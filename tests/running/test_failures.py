@@ -251,6 +251,7 @@ def test_too_few_addresses_for_torch_are_no_oom_and_name_the_limit(monkeypatch: 
     assert reason.endswith(f"raise that limit ({unmapped})")
     limit = "its address space is limited to 2 GiB (ulimit -v)"
     assert unexplained_end(-signal.SIGABRT, 0) == ("killed", f"the process was ended by SIGABRT; {limit}")
+    assert unexplained_end(-signal.SIGTERM, 0) == ("killed", "the process was ended by SIGTERM")
     assert unexplained_end(1, 0) == ("error", f"the process ended with exit code 1 without a word; {limit}")
 
 
