@@ -264,6 +264,11 @@ def test_neurons_that_normalise_give_what_batch_norm_and_a_step_give(
             got, torch.autograd.grad(current, leaves, expected, retain_graph=True), strict=True
         ):
             torch.testing.assert_close(own, usual, rtol=1e-12, atol=1e-12)
+        so_far = norm.weight.clone(), norm.bias.clone()
+        added = kernels().backward_to_input(grad, x, norm, sums, so_far)
+        assert added[1:] == so_far
+        expected_sums = (got[0], norm.weight + got[1], norm.bias + got[2])
+        assert all(map(torch.equal, added, expected_sums)), "as autograd adds up"
 
 
 def by_channel(numbers_of: Tensor, x: Tensor) -> Tensor:
@@ -686,7 +691,7 @@ def test_compiled_for_hopper_neurons_that_normalise_do_so_too(inner: int) -> Non
         (lif_triton._forward_kernel, {**step, **forward, **biased, "STEPS": 3}, 4, 4),
         (lif_triton._summing_backward_kernel, {**step, **backward, **tile, **normalised}, 4, 1),
         (lif_triton._summing_backward_kernel, {**step, **backward, **tile, **biased}, 3, 1),
-        (lif_triton._input_gradient_kernel, {"OF_BATCH": True}, 2, 1),
+        (lif_triton._input_gradient_kernel, {"OF_BATCH": True, "ADDS": True}, 2, 1),
         (lif_triton._statistics_kernel, tile, 1, 0),
         (lif_triton._joined_kernel, {"ALPHA": 0.2, "BIASED": True}, 2, 1),
         (lif_triton._joined_backward_kernel, {"ALPHA": 0.2, **tile}, 2, 1),
@@ -753,7 +758,14 @@ def test_no_offset_into_images_is_computed_in_32_bits() -> None:
     constants = {"DECAY": 0.1, "THRESHOLD": 1.0, "V_RESET": 0.0, "SOFT": True, "GAIN": 2.74, "FACTOR": 1.0}
     constants |= {"REST": 0.0, "FIRST": False, "BIASED": False, "FIRES": True, "STEPS": 2, "EPS": 1e-5}
     constants |= {"FROM_OUTPUT": True, "FROM_NEXT": True, "TO_PAST": True, "DETACHED": False, "SURROGATE": 0}
-    constants |= {"NORMALISED": True, "OF_BATCH": True, "ALPHA": 0.2, "CHANNELS": 128, "INNER": 256}
+    constants |= {
+        "NORMALISED": True,
+        "OF_BATCH": True,
+        "ADDS": True,
+        "ALPHA": 0.2,
+        "CHANNELS": 128,
+        "INNER": 256,
+    }
     constants |= {"TILE": 1, "TURNS": 3}
     for module, count in ((lif_triton, 8), (packing_triton, 2)):
         found = [kernel for name, kernel in vars(module).items() if name.endswith("_kernel")]
@@ -805,7 +817,10 @@ def compiled(triton: Any, kernel: Any, element: str, constants: dict[str, Any], 
 
     names = kernel.arg_names
     constants = {name: value for name, value in {**constants, "COMPUTE": tl.float32}.items() if name in names}
-    by_channel = ("mean_ptr", "variance_ptr", "weight_ptr", "bias_ptr", "sums_ptr", "parts_ptr", "gain_ptr")
+    by_channel = (
+        "mean_ptr", "variance_ptr", "weight_ptr", "bias_ptr", "sums_ptr", "parts_ptr", "gain_ptr", "to_weight_ptr",
+        "to_bias_ptr",
+    )  # fmt: skip
     others = {"bits_ptr": "u8", "batches_ptr": "i64"}
     signature = {
         name: "constexpr"

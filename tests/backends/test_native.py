@@ -531,7 +531,7 @@ def gpu_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         return to(module, *(arg for arg in args if not str(arg).startswith("cuda")), **kwargs)
 
     monkeypatch.setattr(nn.Module, "to", stays)
-    monkeypatch.setattr(kernels, "unsupported", lambda neuron, device: None)
+    monkeypatch.setattr(kernels, "unsupported", lambda neuron, precision, device: None)
 
 
 @pytest.mark.usefixtures("gpu_by_name")

@@ -74,6 +74,51 @@ def test_gradients_and_running_statistics_are_those_of_the_reference(
         torch.testing.assert_close(fused.buffers[name], learned, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("method", "how"),
+    [
+        ("bptt", {}),
+        ("bptt", {"recompute": True}),
+        ("sltt", {"precision": "bf16"}),
+        ("bptt", {"accumulate": True}),
+    ],
+    ids=str,
+)
+def test_what_is_added_to_scales_without_autograd_is_its_sum(
+    method: str, how: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit, but where a gradient of an earlier batch is there, to which autograd would add the steps' sum."""
+    own = train_fused("cnn", method, **how)
+    monkeypatch.setattr("sltt_bench.backends.native.batch_norm._collect_as_usual", lambda *parameters: False)
+    autograds = train_fused("cnn", method, **how)
+    if "accumulate" in how:
+        assert gradient_error(own, autograds) < 1e-6
+    else:
+        assert all(torch.equal(own.gradients[name], autograds.gradients[name]) for name in own.gradients)
+
+
+def test_autograd_adds_up_the_scales_of_a_norm_with_a_hook_on_them_and_of_no_other() -> None:
+    class Additions(TorchDispatchMode):
+        of_vectors = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.of_vectors += func.overloadpacket is torch.ops.aten.add and args[0].dim() == 1
+            return func(*args, **(kwargs or {}))
+
+    x, method, seen, counts = torch.randn(3, 3, 16, 16), methods.create("bptt", T), [], []
+    for hooked in (False, True):
+        network, backend = network_of("cnn")
+        norm = next(module for module in network.modules() if isinstance(module, nn.BatchNorm2d))
+        if hooked:
+            norm.weight.register_hook(seen.append)
+        with backend.iteration(network), Additions() as additions:
+            unroll = Unroll(network, [x] * T, lambda o: o.square().mean(), generator=torch.Generator())
+            method.accumulate_gradients(unroll)
+        counts.append(additions.of_vectors)
+    assert len(seen) == 1
+    assert counts[1] - counts[0] == 2 * (T - 1)
+
+
 @pytest.mark.parametrize("reset", ["soft", "hard"])
 def test_gradients_of_other_neurons(reset: Any) -> None:
     how: Any = {

@@ -236,6 +236,29 @@ def test_the_forward_pass_unpacks_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     assert unpacked
 
 
+def test_spikes_are_let_go_when_all_units_that_read_them_have_gone_backward(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    keep(AGAIN, monkeypatch)
+    made: list[weakref.ref[PackedSpikes]] = []
+    alive: list[int] = []
+    pack, backward = PackedSpikes.__init__, units_module._Run._backward_again
+
+    def noted(packed: PackedSpikes, *args: Any) -> None:
+        made.append(weakref.ref(packed))
+        pack(packed, *args)
+
+    def counted(run: Any, unit: Any) -> None:
+        alive.append(sum(packed() is not None for packed in made))
+        backward(run, unit)
+
+    monkeypatch.setattr(PackedSpikes, "__init__", noted)
+    monkeypatch.setattr(units_module._Run, "_backward_again", counted)
+    experiment(True).training_iteration(*batch())
+    layers, steps = 2, 3
+    assert alive == [layers * steps, steps, 0]  # the classifier's unit comes first
+
+
 train_fused = partial(train, "native", watched=False, fused_norm="always", recompute=True)
 
 
@@ -360,6 +383,31 @@ def test_a_mask_within_a_layer_with_a_state_is_the_same_when_its_unit_is_compute
     expected, _ = train_own(with_masked_trace, "reference", "bptt")
     left, units = train_own(with_masked_trace, "native", "bptt", recompute=True)
     assert "computed for all steps at once" in units
+    for name, value in expected.items():
+        torch.testing.assert_close(left[name], value, rtol=1e-12, atol=1e-12, msg=name)
+
+
+class Dense(nn.Module):
+    """Two later layers and the readout read the spikes of the first."""
+
+    def __init__(self, neuron: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.convolutions = nn.ModuleList(nn.Conv2d(channels, 4, 3, padding=1) for channels in (2, 4, 4))
+        self.neurons = nn.ModuleList(neuron() for _ in range(3))
+        self.readout = nn.Linear(144, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.neurons[0](self.convolutions[0](x))
+        second = self.neurons[1](self.convolutions[1](first))
+        third = self.neurons[2](self.convolutions[2](first) + second)
+        output: Tensor = self.readout((first + second + third).flatten(1))
+        return output
+
+
+def test_spikes_that_three_units_read_get_the_gradients_of_all() -> None:
+    expected, _ = train_own(Dense, "reference", "bptt")
+    left, units = train_own(Dense, "native", "bptt", recompute=True)
+    assert units.startswith("4, ")
     for name, value in expected.items():
         torch.testing.assert_close(left[name], value, rtol=1e-12, atol=1e-12, msg=name)
 

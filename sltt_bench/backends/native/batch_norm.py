@@ -205,8 +205,9 @@ class _Normalise(torch.autograd.Function):
     """(x, γ, β; biases that x lacks) → the placeholder of the normalised x.
 
     Its gradient comes from the step of the neurons (`gradient_passes_through`), which also provides the
-    function that continues it to x. The gradient of the biases is zero: in an iteration it is set only where
-    there is none yet.
+    function that continues it to x. In an iteration, that function also adds the gradients of γ and β to theirs
+    so far: autograd would launch a kernel for each, at every step. The gradient of the biases is zero: in an iteration
+    it is set only where there is none yet.
     """
 
     @staticmethod
@@ -226,6 +227,7 @@ class _Normalise(torch.autograd.Function):
         ctx.save_for_backward(x, weight, bias, mean, variance)
         ctx.eps, ctx.of_batch = eps, of_batch
         ctx.to_input, ctx.saved, ctx.biases = None, saved, biases
+        ctx.scales = weight, bias
         return placeholder_like(x)
 
     @staticmethod
@@ -235,7 +237,21 @@ class _Normalise(torch.autograd.Function):
         if grad is None:
             return (None,) * (8 + len(ctx.biases))
         zeros = [_zero_gradient(bias, in_iteration=ctx.saved.is_active) for bias in ctx.biases]
-        return *to_input(grad), *[None] * 5, *zeros
+        if not (ctx.saved.is_active and _collect_as_usual(*ctx.scales)):
+            return *to_input(grad), *[None] * 5, *zeros
+        weight, bias = ctx.scales
+        if weight.grad is not None:
+            grad_x, *_ = to_input(grad, into=(weight.grad, bias.grad))
+        else:
+            grad_x, to_weight, to_bias = to_input(grad)
+            weight.grad, bias.grad = to_weight.to(weight.dtype), to_bias.to(bias.dtype)
+        return grad_x, *[None] * 7, *zeros
+
+
+def _collect_as_usual(*parameters: Tensor) -> bool:
+    """Whether gradients may be added to `.grad` without autograd, to the same effect, and all or none have one."""
+    usual = all(p.is_leaf and p.requires_grad and not has_hooks(p) for p in parameters)
+    return usual and len({p.grad is None for p in parameters}) == 1
 
 
 def _zero_gradient(bias: Tensor, *, in_iteration: bool) -> Tensor | None:

@@ -99,9 +99,17 @@ class Kernels(Protocol):
         """
 
     def backward_to_input(
-        self, grad: Tensor, x: Tensor, norm: BatchNormParameters, sums: Tensor | None
+        self,
+        grad: Tensor,
+        x: Tensor,
+        norm: BatchNormParameters,
+        sums: Tensor | None,
+        into: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns (∂L/∂x, ∂L/∂γ, ∂L/∂β) from ∂L/∂I[t] and its sums, also through μ and σ² of the batch."""
+        """Returns (∂L/∂x, ∂L/∂γ, ∂L/∂β) from ∂L/∂I[t] and its sums, also through μ and σ² of the batch.
+
+        With `into`, the latter two [channels] are added to these tensors, which are returned.
+        """
 
     def statistics(
         self, x: Tensor, running: RunningStatistics, momentum: float | None, biases: Sequence[Tensor] = ()

@@ -203,13 +203,20 @@ class TorchKernels:
         return self.backward(grad_output, grad_next, membrane, neuron, Scaling(gain=gain))[0], None
 
     def backward_to_input(
-        self, grad: Tensor, x: Tensor, norm: BatchNormParameters, sums: Tensor | None
+        self,
+        grad: Tensor,
+        x: Tensor,
+        norm: BatchNormParameters,
+        sums: Tensor | None,
+        into: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
             grad, x, norm.weight, norm.mean, norm.variance, norm.mean, norm.inverse_deviation,
             norm.of_batch, norm.eps, [True, True, True],
         )  # fmt: skip
-        return grad_x, grad_weight, grad_bias
+        if into is None:
+            return grad_x, grad_weight, grad_bias
+        return grad_x, into[0].add_(grad_weight), into[1].add_(grad_bias)
 
     def statistics(
         self, x: Tensor, running: RunningStatistics, momentum: float | None, biases: Sequence[Tensor] = ()

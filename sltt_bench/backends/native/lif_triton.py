@@ -481,8 +481,11 @@ def _input_gradient_kernel(
     mean_ptr,
     variance_ptr,
     weight_ptr,
+    to_weight_ptr,
+    to_bias_ptr,
     elements,
     OF_BATCH: tl.constexpr,
+    ADDS: tl.constexpr,
     EPS: tl.constexpr,
     CHANNELS: tl.constexpr,
     INNER: tl.constexpr,
@@ -490,7 +493,8 @@ def _input_gradient_kernel(
     BLOCK: tl.constexpr,
 ):
     """∂L/∂x = γ r (∂L/∂I − (Σ ∂L/∂I + x̂ Σ ∂L/∂I x̂) / n), r = 1 / √(σ² + ε), x̂ = (x − μ) r, n elements per
-    channel; without the sums if μ and σ² are not the batch's own."""
+    channel; without the sums if μ and σ² are not the batch's own. If ADDS, adds Σ ∂L/∂I x̂ and Σ ∂L/∂I to tensors
+    by channel."""
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = index < elements
     channel = index // INNER % CHANNELS
@@ -504,6 +508,12 @@ def _input_gradient_kernel(
         grad -= (plain + normalised * weighted) / (elements // CHANNELS).to(COMPUTE)
     grad *= tl.load(weight_ptr + channel, mask=inside).to(COMPUTE) * inverse
     tl.store(grad_x_ptr + index, grad.to(grad_x_ptr.dtype.element_ty), mask=inside)
+    if ADDS:
+        own = index < CHANNELS
+        weighted = tl.load(to_weight_ptr + index, mask=own) + tl.load(sums_ptr + index, mask=own)
+        plain = tl.load(to_bias_ptr + index, mask=own) + tl.load(sums_ptr + CHANNELS + index, mask=own)
+        tl.store(to_weight_ptr + index, weighted, mask=own)
+        tl.store(to_bias_ptr + index, plain, mask=own)
 
 
 @triton.jit
@@ -685,19 +695,28 @@ class TritonKernels:
         return grad_x, grad, _added_up(parts)
 
     def backward_to_input(
-        self, grad: Tensor, x: Tensor, norm: BatchNormParameters, sums: Tensor | None
+        self,
+        grad: Tensor,
+        x: Tensor,
+        norm: BatchNormParameters,
+        sums: Tensor | None,
+        into: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         assert sums is not None
         grad_x = torch.empty_like(grad)
         tensors = _laid_out_as(grad_x, grad), _laid_out_as(grad_x, x), grad_x
+        totals = (sums[0], sums[1]) if into is None else into
         _launch(
             _input_gradient_kernel,
-            (*tensors, sums, norm.mean, norm.variance, norm.weight),
+            (*tensors, sums, norm.mean, norm.variance, norm.weight, *totals),
             OF_BATCH=norm.of_batch,
+            ADDS=into is not None,
             EPS=norm.eps,
             **_channels_of(grad_x),
         )
-        return grad_x, sums[0], sums[1]
+        if into is not None:
+            torch.autograd.graph.increment_version(into)
+        return grad_x, *totals
 
     def statistics(
         self, x: Tensor, running: RunningStatistics, momentum: float | None, biases: Sequence[Tensor] = ()
