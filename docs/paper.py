@@ -142,7 +142,7 @@ def _measured_on(groups: dict[str, Group]) -> str:
         for count in result.epochs["samples"]
     }
     warm = {
-        int((~_true(rows["cold"])).sum())
+        int((~rows["cold"].eq(True)).sum())
         for group in groups.values()
         for result in group.finished
         for _, rows in result.epochs.groupby(["run", "cell_id"])
@@ -345,9 +345,11 @@ def _estimates(results: Results, backend: str = "reference", *, unit_by_unit: bo
 
 
 def _measured_cells(results: Results) -> pd.DataFrame:
-    """Whole runs on real data that finished."""
-    rows = _full_runs(results)
-    return rows[_on_a_gpu(rows) & (rows.status == "ok") & ~_true(rows.synthetic)]
+    """Whole runs on real data on a GPU that finished; an empty flag counts as false."""
+    rows = results.cells
+    rows = rows[(rows.kind == "run") & (rows.status == "ok") & (rows.backend == "reference")]
+    whole = ~rows.smoke.eq(True) & ~rows.synthetic.eq(True)
+    return rows[whole & rows.device.astype(str).str.startswith("cuda")]
 
 
 def measured_groups() -> dict[str, Group]:
@@ -392,20 +394,6 @@ def _at_work(group: Group | None, method: str) -> str:
 
 def _percent(value: float | None) -> str:
     return NONE if value is None else f"{100 * value:.0f} %"
-
-
-def _full_runs(results: Results) -> pd.DataFrame:
-    rows = results.cells
-    return rows[(rows.kind == "run") & ~_true(rows.smoke)]
-
-
-def _true(column: "pd.Series[bool]") -> "pd.Series[bool]":
-    """A column of truths, an empty cell counting as false."""
-    return column.eq(True)
-
-
-def _on_a_gpu(rows: pd.DataFrame) -> "pd.Series[bool]":
-    return rows.device.astype(str).str.startswith("cuda") & (rows.backend == "reference")
 
 
 def _own(rows: pd.DataFrame, recipe: Recipe, method: str, column: str, how: str) -> float | None:

@@ -23,7 +23,6 @@ from sltt_bench.report.sections.cells import EMPTY, percent_cell, plain_cell, wo
 from sltt_bench.report.sections.targets import target_sections, targets_frame
 from sltt_bench.report.tuning import (
     Gain,
-    TriedSetting,
     TuningStudy,
     counterpart,
     gains,
@@ -112,7 +111,11 @@ def _choices(study: TuningStudy, name: str) -> Table:
         notes.append(
             f"{numbers.listed(edge)}: the best value is at the edge of the grid; a better one may lie beyond it."
         )
-    part = [method for method, settings in study.methods.items() if _trials_of(settings) < study.trials]
+    part = [
+        method
+        for method, settings in study.methods.items()
+        if sum(len(tried.top1) + tried.lost for tried in settings) < study.trials
+    ]
     if part:
         notes.append(
             f"{numbers.listed(part)}: some of the {counted(study.trials, 'trial')} are not recorded, since the command was cut off; "
@@ -127,10 +130,6 @@ def _choices(study: TuningStudy, name: str) -> Table:
             f"{numbers.listed(none)}: every setting diverged or ran out of memory; nothing was chosen."
         )
     return Table(f"{name}-choices", f"What was chosen, {study.budget}", headings, tuple(rows), tuple(notes))
-
-
-def _trials_of(settings: Sequence[TriedSetting]) -> int:
-    return sum(len(tried.top1) + tried.lost for tried in settings)
 
 
 def _loss(tuned: Group, groups: Sequence[Group], name: str) -> Block:
