@@ -22,13 +22,7 @@ from sltt_bench.report.statistics import Interval, PairedEstimate
 
 Claim = Mapping[str, Any]
 
-_NEVER_MATTERS = {
-    "train.checkpoint_every",
-    "train.keep_checkpoint",
-    "methods",
-    "seeds",
-    "description",
-}
+_NEVER_MATTERS = {"train.checkpoint_every", "train.keep_checkpoint", "methods", "seeds", "description"}
 _LOADING = {"data.workers", "data.prefetch_factor", "data.pin_memory"}
 """How samples reach the device: a matter of time alone."""
 _LENGTH = {"train.epochs", "data.limit", "data.synthetic_samples", "data.split_seed"}

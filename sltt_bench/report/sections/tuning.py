@@ -108,7 +108,7 @@ def _choices(study: TuningStudy, name: str) -> Table:
             )
         )
     notes = [
-        "Chosen: the setting with the best mean over seeds; of equal ones the nearest to the middle of the grid, then the first.",
+        "Chosen: the setting with the best mean over seeds; of equal ones the nearest to the middle of the grid, then the first."
     ]
     if edge := [method for method in study.methods if (best := study.chosen(method)) and best.at_edge]:
         notes.append(
