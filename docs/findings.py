@@ -176,7 +176,7 @@ def _lines(section: Section, numbers: pd.DataFrame) -> Iterator[str]:
     yield f"{figure.caption}\n"
     for card in section.cards:
         values = "; ".join(", ".join([found.evidence, *card.settings(found)]) for found in card.findings)
-        yield f"- {card.says}: {card.word}, {values}"
+        yield f"- {card.says}: {card.word}, {values or card.answer}"
     yield ""
     for (heading, measure), rows in numbers.groupby(["panel", "measure"], sort=False):
         yield from _table(str(heading), str(measure), rows)

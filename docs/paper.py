@@ -5,7 +5,6 @@
 Only ratios are set side by side: a gigabyte of 2022 was counted by another allocator on another card.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,8 @@ from sltt_bench.report.grouping import make_groups
 from sltt_bench.report.groups import Group, NotComparable, method_order
 from sltt_bench.report.metrics import METRICS
 from sltt_bench.report.numbers import listed
+from sltt_bench.report.sections.estimates.families import estimate_rows
 from sltt_bench.results.reader import Results, print_unread, read_results
-from sltt_bench.results.schema import ESTIMATES_FILE
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "paper.md"
@@ -142,7 +141,7 @@ def _measured_on(groups: dict[str, Group]) -> str:
         for count in result.epochs["samples"]
     }
     warm = {
-        int((~_true(rows["cold"])).sum())
+        int((~rows["cold"].eq(True)).sum())
         for group in groups.values()
         for result in group.finished
         for _, rows in result.epochs.groupby(["run", "cell_id"])
@@ -184,7 +183,7 @@ def _memory_table(recipes: dict[str, Recipe], estimates: pd.DataFrame, groups: d
         measured = _measured_ratio(groups.get(name), "peak_reserved_bytes", one.method)
         rows.append([
             *_experiment(name, recipe, one), _number(base.memory_gb, 2), _number(one.memory_gb, 2), _number(paper, 3),
-            _gigabytes(values[0]), _gigabytes(values[1]), _number(estimated, 3), _number(measured, 3),
+            *(_number(_ratio(value, 1e9), 2) for value in values), _number(estimated, 3), _number(measured, 3),
             _number(_ratio(measured if measured is not None else estimated, paper), 2),
         ])  # fmt: skip
     return _table(
@@ -246,7 +245,7 @@ def _exact_gradient_table(recipes: dict[str, Recipe], results: Results) -> str:
             continue
         base, _, _, units, sltt = values
         rows.append([
-            f"`{name}`", str(recipe.timesteps), str(recipe.train.batch_size), "bptt, sltt", *map(_gibibytes, values),
+            f"`{name}`", str(recipe.timesteps), str(recipe.train.batch_size), "bptt, sltt", *(_number(_ratio(value, 2**30), 2) for value in values),
             _number(_ratio(units, base), 2), _number(_ratio(units, sltt), 2), _number(_ratio(work[3], work[2]), 2),
         ])  # fmt: skip
     return _table(
@@ -333,21 +332,19 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _estimates(results: Results, backend: str = "reference", *, unit_by_unit: bool = False) -> pd.DataFrame:
     """The estimates of a backend in the paper's precision, of one process, the newest last."""
-    rows = results.rows(ESTIMATES_FILE)
-    rows = rows[rows.ranks.astype(float).fillna(1) == 1]
-    about = results.cells[["run", "cell_id", "attempt", "overrides"]]
-    rows = rows.merge(about, on=["run", "cell_id", "attempt"])
-    begun = rows.run.map(lambda number: results.runs[number].path.name)
-    rows = rows.loc[begun.sort_values(kind="stable").index]
-    recomputed = rows.overrides.map(lambda text: bool(json.loads(text or "{}").get("native.recompute")))
+    rows = estimate_rows(results)
+    recomputed = rows.overrides.map(lambda own: bool(own.get("native.recompute")))
     rows = rows[(rows.backend == backend) & (recomputed == unit_by_unit)]
-    return rows[(rows.precision == "fp16") & (rows.device == "cuda")]
+    alone = rows.ranks.astype(float).fillna(1) == 1
+    return rows[alone & (rows.precision == "fp16") & (rows.device == "cuda")]
 
 
 def _measured_cells(results: Results) -> pd.DataFrame:
-    """Whole runs on real data that finished."""
-    rows = _full_runs(results)
-    return rows[_on_a_gpu(rows) & (rows.status == "ok") & ~_true(rows.synthetic)]
+    """Whole runs on real data on a GPU that finished; an empty flag counts as false."""
+    rows = results.cells
+    rows = rows[(rows.kind == "run") & (rows.status == "ok") & (rows.backend == "reference")]
+    whole = ~rows.smoke.eq(True) & ~rows.synthetic.eq(True)
+    return rows[whole & rows.device.astype(str).str.startswith("cuda")]
 
 
 def measured_groups() -> dict[str, Group]:
@@ -394,20 +391,6 @@ def _percent(value: float | None) -> str:
     return NONE if value is None else f"{100 * value:.0f} %"
 
 
-def _full_runs(results: Results) -> pd.DataFrame:
-    rows = results.cells
-    return rows[(rows.kind == "run") & ~_true(rows.smoke)]
-
-
-def _true(column: "pd.Series[bool]") -> "pd.Series[bool]":
-    """A column of truths, an empty cell counting as false."""
-    return column.eq(True)
-
-
-def _on_a_gpu(rows: pd.DataFrame) -> "pd.Series[bool]":
-    return rows.device.astype(str).str.startswith("cuda") & (rows.backend == "reference")
-
-
 def _own(rows: pd.DataFrame, recipe: Recipe, method: str, column: str, how: str) -> float | None:
     """A figure of ours at the recipe's own T and batch; None where there is none."""
     same = (
@@ -428,14 +411,6 @@ def _ratio(value: float | None, base: float | None) -> float | None:
 
 def _number(value: float | None, digits: int) -> str:
     return NONE if value is None else f"{value:.{digits}f}"
-
-
-def _gibibytes(value: float | None) -> str:
-    return NONE if value is None else f"{value / 2**30:.2f}"
-
-
-def _gigabytes(value: float | None) -> str:
-    return NONE if value is None else f"{value / 1e9:.2f}"
 
 
 if __name__ == "__main__":

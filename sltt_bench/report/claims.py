@@ -22,13 +22,7 @@ from sltt_bench.report.statistics import Interval, PairedEstimate
 
 Claim = Mapping[str, Any]
 
-_NEVER_MATTERS = {
-    "train.checkpoint_every",
-    "train.keep_checkpoint",
-    "methods",
-    "seeds",
-    "description",
-}
+_NEVER_MATTERS = {"train.checkpoint_every", "train.keep_checkpoint", "methods", "seeds", "description"}
 _LOADING = {"data.workers", "data.prefetch_factor", "data.pin_memory"}
 """How samples reach the device: a matter of time alone."""
 _LENGTH = {"train.epochs", "data.limit", "data.synthetic_samples", "data.split_seed"}
@@ -241,7 +235,7 @@ def statement(claim: Claim) -> str:
     if TASK in when:
         text += f" on {task_name(when.pop(TASK))}"
     if when:
-        text += " where " + ", ".join(_setting(key, value) for key, value in when.items())
+        text += " where " + ", ".join(setting_words(key, value) for key, value in when.items())
     return text
 
 
@@ -254,10 +248,6 @@ def command_for(claim: Claim, recipe: str) -> str:
     methods = ",".join(name for name in (claim.get("baseline"), claim["method"]) if name)
     settings = "".join(f" --set {key}={_written(value)}" for key, value in (claim.get("when") or {}).items())
     return f"sltt-bench run {recipe} --method {methods}{settings}"
-
-
-def _setting(key: str, value: Any) -> str:
-    return setting_words(key, value)
 
 
 def _written(value: Any) -> str:
@@ -306,8 +296,10 @@ def _unfit_experiment(claim: Claim, group: Group) -> str | None:
         return "only smoke runs, which are not the claim's experiment"
     if group.key.synthetic and claim["metric"] == "test_top1":
         return "only random data was run, which gives no accuracy"
-    if group.key.synthetic and _of_seconds(claim) and not _epoch_is_whole(group.settings):
-        return "only random data was run, with fewer samples an epoch than the data set has"
+    if group.key.synthetic and _of_seconds(claim):
+        samples, whole = (group.settings.get(f"data.{key}") for key in ("synthetic_samples", "train_samples"))
+        if samples is None or whole is None or int(samples) < int(whole):
+            return "only random data was run, with fewer samples an epoch than the data set has"
     if searched := _searched_beyond_training(claim, group):
         return f"{', '.join(searched)} was tuned for each method separately, so the methods did not run one experiment"
     return unfit_when(claim, group.settings, group.overrides)
@@ -329,11 +321,11 @@ def unfit_when(claim: Claim, settings: Mapping[str, Any], overrides: Mapping[str
     when = claim.get("when") or {}
     for key, value in when.items():
         if overrides.get(key, settings.get(key)) != value:
-            return f"no run with {_setting(key, value)}"
+            return f"no run with {setting_words(key, value)}"
     harmless = _HARMLESS_TO_SECONDS if _of_seconds(claim) else HARMLESS[claim["metric"]]
     foreign = set(overrides) - set(when) - harmless
     if foreign:
-        changed = ", ".join(_setting(key, overrides[key]) for key in sorted(foreign))
+        changed = ", ".join(setting_words(key, overrides[key]) for key in sorted(foreign))
         return f"run only with {changed}, which the claim does not mention"
     return None if claim["metric"] == "test_top1" else _less_than_a_batch(settings, overrides)
 
@@ -350,12 +342,6 @@ def _less_than_a_batch(settings: Mapping[str, Any], overrides: Mapping[str, Any]
 def _of_seconds(claim: Claim) -> bool:
     """Whether the claim is about the time of an epoch itself, and not about a ratio."""
     return bool(claim["metric"] == "warm_epoch_time" and claim["relation"] in ("at_most", "at_least"))
-
-
-def _epoch_is_whole(settings: Mapping[str, Any]) -> bool:
-    """Whether an epoch of random data has as many samples as one of the data set."""
-    samples, whole = settings.get("data.synthetic_samples"), settings.get("data.train_samples")
-    return samples is not None and whole is not None and int(samples) >= int(whole)
 
 
 def _out_of_memory(claim: Claim, group: Group) -> Verdict | None:

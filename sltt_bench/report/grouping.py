@@ -287,12 +287,7 @@ def _used_by_others(epochs: pd.DataFrame) -> dict[Hashable, float]:
     }
 
 
-def _group(
-    key: GroupKey,
-    members: pd.DataFrame,
-    runs: Sequence[Run],
-    epochs: EpochsOfCells,
-) -> Group:
+def _group(key: GroupKey, members: pd.DataFrame, runs: Sequence[Run], epochs: EpochsOfCells) -> Group:
     is_sound = members["status"] == "ok"
     sound, failed = (
         {str(method): rows for method, rows in members[chosen].groupby("method")}

@@ -246,6 +246,21 @@ def studied(folder: Path) -> tuple[Any, pd.DataFrame]:
     return part.sections, part.frames.get("studies.csv", pd.DataFrame())
 
 
+def test_a_claim_that_nothing_judges_stands_among_the_studys_others(tmp_path: Path) -> None:
+    """An expectation whose cells failed is not left out, or the others would be all."""
+    claims = [CLAIM, {**CLAIM, "says": "at τ = 9 too", "when": {"neuron.tau": 9.0}}]
+    recipe = {**RECIPE, "name": "studies/made", "claims": claims, "study": STUDY}
+    run = HandmadeRun(tmp_path / "studies" / "made" / "a", recipe=recipe)
+    for seed, method, tau in product(range(3), ("bptt", "sltt"), (5.0, 9.0)):
+        at = varied({**recipe, "study": None}, neuron__tau=tau)
+        lost = {"status": "error", "reason": "no reason"} if (method, tau) == ("bptt", 9.0) else {}
+        run.cell(method, seed, recipe=at, overrides={"neuron.tau": tau}, **lost)
+    (section,), _ = studied(tmp_path)
+    answer = section.lead[1]
+    assert answer.startswith("at τ = 5 SLTT is within 2 points: held")
+    assert "at τ = 9 too: not measured, bptt did not finish: error, no reason" in answer
+
+
 def test_a_study_is_a_question_a_figure_and_a_sentence_with_its_verdict(tmp_path: Path) -> None:
     from sltt_bench.report.document import Figure
 

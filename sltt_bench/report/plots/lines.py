@@ -39,6 +39,8 @@ class Axis:
     """What its figures can be at all: an accuracy from 0 to 100 %. Other ticks have no number."""
     seeds: str = ""
     """Over how many seeds its figures are, where that is to be seen: "n = 1 seed"."""
+    marked: float | None = None
+    """Along x: where the panel has a dotted line from top to bottom."""
 
 
 PERCENT = (0.0, 100.0)
@@ -74,6 +76,8 @@ class Line:
     """(x, y) of each single seed."""
     survivors: Sequence[bool] = ()
     """Where the mean leaves out seeds that did not finish."""
+    ringed: Sequence[tuple[float, float]] = ()
+    """Points that are picked out of it."""
 
 
 _POINTS_OF_A_FIT = 33
@@ -165,6 +169,8 @@ def _panel(
         _level(axes, value, words)
     for ring in panel.rings:
         axes.plot(*ring, "o", markersize=10.5, mfc="none", mec=style.FAILED, zorder=6)
+    if panel.x.marked is not None:
+        axes.axvline(panel.x.marked, color=style.SOFT_INK, linewidth=0.7, linestyle=(0, (1, 2)))
     _axis(axes, "x", panel.x)
     _axis(axes, "y", panel.y)
     if panel.remarks:
@@ -194,6 +200,8 @@ def _line(axes: Axes, line: Line, look: Mapping[str, Any], size: tuple[float, fl
     if line.dots:
         x, y = zip(*line.dots, strict=True)
         axes.plot(x, y, color=colour, **style.SEED)
+    for point in line.ringed:
+        axes.plot(*point, "o", markersize=10, mfc="none", mec=colour, markeredgewidth=1.0, zorder=6)
     bars = _bars(line)
     if line.band or not bars:
         axes.plot(xs, ys, zorder=1 if line.soft else 3, **how)

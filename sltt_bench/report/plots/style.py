@@ -20,14 +20,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Text
-from matplotlib.ticker import (
-    FixedFormatter,
-    Formatter,
-    FuncFormatter,
-    LogLocator,
-    MaxNLocator,
-    NullLocator,
-)
+from matplotlib.ticker import FixedFormatter, Formatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from sltt_bench.report.document import Width
 from sltt_bench.report.groups import rule_and_number

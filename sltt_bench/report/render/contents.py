@@ -70,11 +70,7 @@ def _parts(
             yield Entry(part.title, f"#{part.name}")
         return
     entries = [
-        Entry(
-            _rest(part.title, kind, page),
-            f"#{part.name}",
-            tuple(_shortened(_links(groups), MOST)),
-        )
+        Entry(_rest(part.title, kind, page), f"#{part.name}", tuple(_shortened(_links(groups), MOST)))
         for part, groups in parts
     ]
     yield Entry(kind, entries=tuple(entries), is_open=any(part is first for part, _ in parts))

@@ -44,11 +44,9 @@ def pages_of(report: Report) -> list[Page]:
         own.append(section)
     first = Page("report.html", report.title, first=True)
     recipes_first = sorted(parts.items(), key=lambda part: " " in part[0])  # as no recipe's name has
-    return [first, *(Page(f"{_slug(name)}.html", name, tuple(own)) for name, own in recipes_first)]
-
-
-def _slug(name: str) -> str:
-    return "page-" + re.sub(r"[^a-z0-9-]+", "-", name.lower()).strip("-")
+    slugs = [re.sub(r"[^a-z0-9-]+", "-", name.lower()).strip("-") for name, _ in recipes_first]
+    named = zip(slugs, recipes_first, strict=True)
+    return [first, *(Page(f"page-{slug}.html", name, tuple(own)) for slug, (name, own) in named)]
 
 
 def render(
@@ -185,13 +183,9 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["joined"] = _joined
+    # No line begins with the value of "name = value".
+    environment.filters["joined"] = lambda text: text.replace(" = ", " =\xa0")
     return environment
-
-
-def _joined(text: str) -> str:
-    """No line begins with the value of "name = value"."""
-    return text.replace(" = ", " =\xa0")
 
 
 def _template(name: str) -> str:

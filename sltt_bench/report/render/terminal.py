@@ -110,7 +110,9 @@ def print_table(table: Table, console: Console) -> None:
     console.print(f"[italic]{escape(table.title)}[/italic]", highlight=False)
     narrow, constant = _without_constant_columns(table)
     forms = (_upright(table), _upright(narrow), _upright(narrow, tight=True), _turned(narrow))
-    fitting = next((form for form in forms if _width(form, console) <= console.width), None)
+    unbounded = console.options.update(max_width=10_000)
+    widths = (Measurement.get(console, unbounded, form).maximum for form in forms)
+    fitting = next((form for form, width in zip(forms, widths, strict=False) if width <= console.width), None)
     if fitting is None:
         _print_records(narrow, console)
     else:
@@ -170,11 +172,6 @@ def _print_records(table: Table, console: Console) -> None:
             parts = _with_unit(cell, _markup(replace(cell, detail="")), *dim)
             line = f"{escape(heading.text)}: {' '.join(parts)}"
             console.print(Padding(line, (0, 0, 0, _RECORD_INDENT)), highlight=False)
-
-
-def _width(rich: RichTable, console: Console) -> int:
-    """What a table takes where nothing bounds it, in characters."""
-    return Measurement.get(console, console.options.update(max_width=10_000), rich).maximum
 
 
 def _upright(table: Table, *, tight: bool = False) -> RichTable:

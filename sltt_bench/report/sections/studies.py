@@ -125,7 +125,7 @@ def _section(name: str, study: Mapping[str, Any], context: Context) -> tuple[Sec
         figure = Figure(slug, question, caption, draw_study, lambda: panels)
         title = "The figure in numbers"
         blocks = (figure, table_of(f"{slug}-numbers", title, _COLUMNS, points, secondary=True))
-    cards = claim_cards([verdict for verdict in judge(groups) if verdict.is_finding])
+    cards = claim_cards(judge(groups))
     lead = (question, _answer(cards), f"Limits: {study['limits']}", *_gaps(cells, aside))
     return Section(f"study-{slug}", name, blocks, lead, page=name, cards=cards), pd.DataFrame(points)
 
@@ -312,7 +312,7 @@ _SYMBOLS = {
 
 def _answer(cards: Sequence[ClaimCard]) -> str:
     """Every claim with what became of it, as one sentence."""
-    if not cards:
+    if not any(card.findings for card in cards):
         return "No verdict: nothing that its claims are about was measured."
     return "; ".join(f"{card.says}: {card.word}, {card.answer}" for card in cards) + "."
 

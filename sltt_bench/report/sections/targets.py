@@ -11,7 +11,7 @@ from sltt_bench.report import numbers
 from sltt_bench.report.document import Column, Figure, Heading, Section, Table, TableCell, table_of
 from sltt_bench.report.groups import Group, in_words
 from sltt_bench.report.keys import told_apart
-from sltt_bench.report.plots.tuning import draw_profile
+from sltt_bench.report.plots.profile import draw_profile
 from sltt_bench.report.sections.cells import percent_cell, plain_cell, word_column
 from sltt_bench.report.targets import NEVER, Profile, ToTarget, profiles, target_of, to_target
 

@@ -1,6 +1,7 @@
 """Sections on tuning: what was chosen from which trials, and what an untuned comparison loses."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from sltt_bench.common.format import DASH, counted
 from sltt_bench.report import numbers
@@ -17,8 +18,9 @@ from sltt_bench.report.document import (
     TableCell,
     table_of,
 )
+from sltt_bench.report.fields import axis_words
 from sltt_bench.report.groups import Group
-from sltt_bench.report.plots.tuning import draw_search, numeric_fields
+from sltt_bench.report.plots.lines import PERCENT, Axis, Line, Panel, draw_lines
 from sltt_bench.report.sections.cells import EMPTY, percent_cell, plain_cell, word_column
 from sltt_bench.report.sections.targets import target_sections, targets_frame
 from sltt_bench.report.tuning import (
@@ -65,14 +67,14 @@ MOST_DESCRIBED = 3
 def _study_section(number: int, study: TuningStudy, groups: Sequence[Group]) -> Section:
     name = f"tuning-{study.recipe.replace('/', '-')}-{number}"
     blocks: list[Block] = [_choices(study, name)]
-    if numeric_fields(study):
+    if panels := search_panels(study):
         caption = (
             f"Validation accuracy after the last epoch of each trial. Dots: trials. Lines: means over seeds. Rings: what "
             f"was chosen. Dotted: the recipe's own value. A setting that lost a trial has no point. Tuned, "
             f"{study.budget}; {', '.join(study.conditions)}."
         )
         title = "Accuracy against what was searched"
-        blocks.insert(0, Figure(f"{name}-search", title, caption, draw_search, lambda: study))
+        blocks.insert(0, Figure(f"{name}-search", title, caption, draw_lines, lambda: panels))
     after = list(trained_after(study, groups))
     held_back = any(group.settings.get("validation.share") for group in after)
     data = "the training data that the recipe's validation leaves" if held_back else "all training data"
@@ -106,13 +108,17 @@ def _choices(study: TuningStudy, name: str) -> Table:
             )
         )
     notes = [
-        "Chosen: the setting with the best mean over seeds; of equal ones the nearest to the middle of the grid, then the first.",
+        "Chosen: the setting with the best mean over seeds; of equal ones the nearest to the middle of the grid, then the first."
     ]
     if edge := [method for method in study.methods if (best := study.chosen(method)) and best.at_edge]:
         notes.append(
             f"{numbers.listed(edge)}: the best value is at the edge of the grid; a better one may lie beyond it."
         )
-    part = [method for method, settings in study.methods.items() if _trials_of(settings) < study.trials]
+    part = [
+        method
+        for method, settings in study.methods.items()
+        if sum(len(tried.top1) + tried.lost for tried in settings) < study.trials
+    ]
     if part:
         notes.append(
             f"{numbers.listed(part)}: some of the {counted(study.trials, 'trial')} are not recorded, since the command was cut off; "
@@ -129,8 +135,43 @@ def _choices(study: TuningStudy, name: str) -> Table:
     return Table(f"{name}-choices", f"What was chosen, {study.budget}", headings, tuple(rows), tuple(notes))
 
 
-def _trials_of(settings: Sequence[TriedSetting]) -> int:
-    return sum(len(tried.top1) + tried.lost for tried in settings)
+def search_panels(study: TuningStudy) -> list[Panel]:
+    """A panel for each searched field that is a number: means as lines, trials as dots, a ring around what was chosen.
+
+    Where several fields were searched, a point of a line is the best over the others.
+    """
+    every = [tried for of in study.methods.values() for tried in of]
+    of_seeds = numbers.of_single_seeds(len(tried.top1) for tried in every if tried.mean is not None)
+    panels = []
+    for name in study.fields:
+        values = {tried.setting[name] for tried in every}
+        if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+            own, words = study.as_recipe, axis_words(name)
+            across = Axis(words, at=tuple(sorted(values)), marked=None if own is None else float(own[name]))
+            lines = tuple(_search_line(method, settings, name) for method, settings in study.methods.items())
+            up = Axis("validation top-1 [%]", within=PERCENT, seeds=of_seeds)
+            panels.append(Panel(f"Accuracy against {words}", across, up, lines))
+    return panels
+
+
+def _search_line(method: str, settings: Sequence[TriedSetting], name: str) -> Line:
+    """Of several settings with one value of the field the best; the chosen one if it is among them."""
+    best: dict[Any, tuple[bool, float, TriedSetting]] = {}
+    for tried in settings:
+        known = best.get(tried.setting[name])
+        if (mean := tried.mean) is not None and (known is None or (tried.chosen, mean) > known[:2]):
+            best[tried.setting[name]] = tried.chosen, mean, tried
+    points = [(value, 100 * mean, tried) for value, (_, mean, tried) in sorted(best.items())]
+    return Line(
+        method,
+        [value for value, *_ in points],
+        [mean for _, mean, _ in points],
+        method=method,
+        dots=[
+            (value, 100 * top1) for value, _, tried in points for top1 in tried.top1 if len(tried.top1) > 1
+        ],
+        ringed=[(value, mean) for value, mean, tried in points if tried.chosen],
+    )
 
 
 def _loss(tuned: Group, groups: Sequence[Group], name: str) -> Block:

@@ -184,8 +184,7 @@ def not_shown(context: Context, families: Sequence[EstimateFamily]) -> Iterator[
         lost = of_run[ok & ~of_run["cell_id"].isin(rows.loc[rows["run"] == number, "cell_id"])]
         if len(lost):
             yield Skipped(
-                path,
-                f"{counted(len(lost), 'cell')} of kind estimate: no row in {ESTIMATES_FILE}, not shown",
+                path, f"{counted(len(lost), 'cell')} of kind estimate: no row in {ESTIMATES_FILE}, not shown"
             )
         for failure in _failures(of_run[~ok & ~of_run["recipe"].isin(shown)]):
             yield Skipped(path, failure)
