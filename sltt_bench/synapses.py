@@ -162,6 +162,8 @@ class Synapses:
         if layer in self._traced:
             raise called_twice(layer)
         self._traced.add(layer)
+        if isinstance(layer, nn.Linear):
+            x = x.contiguous()  # else it multiplies, and keeps, a copy of its own
         exact = x.detach().to(torch.promote_types(x.dtype, torch.float32))
         traces = [trace(layer, exact) for trace in self.traces]
         if torch.is_autocast_enabled(x.device.type):
@@ -178,9 +180,9 @@ class Synapses:
         if saving is not None:
             saving.__exit__()
             if not saving.replaced and output is not None:
-                raise RuntimeError(
-                    f"a {type(layer).__name__} does not keep its input for its weight gradient, so that no trace "
-                    "can take its place; choose a method without traces"
+                raise NotImplementedError(
+                    f"a {type(layer).__name__} keeps something else than its input for its weight gradient (a padded "
+                    "copy, say), so that no trace can take its place; choose a method without traces"
                 )
 
     def _after_neurons(

@@ -95,7 +95,7 @@ class Arrays(DataSource):
                 f"data set {self.name!r}: without reading data, a recipe must state data.shape, "
                 "data.num_classes, data.train_samples and data.test_samples"
             )
-        shapes = {split: self._header(data_dir, f"x_{split}")[0] for split in SPLITS}
+        shapes = {split: self._shape_of_samples(data_dir, f"x_{split}") for split in SPLITS}
         sample = list(shapes["train"][1:])
         if sample != list(shapes["test"][1:]):
             raise self._damaged(
@@ -144,6 +144,17 @@ class Arrays(DataSource):
             shape, _, numbers = read(member)
         return shape, numbers
 
+    def _shape_of_samples(self, data_dir: Path, key: str) -> tuple[int, ...]:
+        """[N, ...]. Raises DataError if they are no numbers."""
+        shape, numbers = self._header(data_dir, key)
+        if numbers.kind == "O":
+            raise self._damaged(
+                data_dir, f"{key} is of objects, not numbers; pad sequences of unequal length to one length"
+            )
+        if numbers.kind not in "uifb":
+            raise self._damaged(data_dir, f"{key} is {numbers}, not numbers")
+        return shape
+
     def _named(self, data_dir: Path, key: str, members: Iterable[str]) -> str:
         """The key, if the file has an array of this name. Raises DataError."""
         held = [member.removesuffix(".npy") for member in members]
@@ -189,9 +200,7 @@ class Arrays(DataSource):
     def _check_split(self, data_dir: Path, split: str) -> None:
         """Raises DataError for samples that are no numbers, of another shape, or not as many as their labels."""
         x, y = f"x_{split}", f"y_{split}"
-        shape, numbers = self._header(data_dir, x)
-        if numbers.kind not in "uifb":
-            raise self._damaged(data_dir, f"{x} is {numbers}, not numbers")
+        shape = self._shape_of_samples(data_dir, x)
         if list(shape[1:]) != self.shape:
             raise self._damaged(data_dir, f"{x} has samples of shape {list(shape[1:])}, not {self.shape}")
         if not shape[0]:

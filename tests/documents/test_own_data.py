@@ -240,7 +240,11 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "others and bytes": ({"x_train": np.full((3, 6, 5), 255)}, "x_test is of bytes, .* but x_train of other"),
     "text": ({"x_train": np.full((3, 6, 5), "a")}, "x_train is <U1, not numbers"),
-    "objects": ({"x_train": np.full((3, 6, 5), None, dtype=object)}, "x_train is object, not numbers"),
+    "objects": ({"x_train": np.full((3, 6, 5), None, dtype=object)}, "x_train is of objects, not numbers"),
+    "unequal lengths": (
+        {"x_train": np.array([np.zeros((t, 5)) for t in (4, 5, 6)], dtype=object)},
+        "x_train is of objects, not numbers; pad sequences of unequal length to one length",
+    ),
 }
 
 

@@ -150,6 +150,38 @@ def test_recurrent_weights_learn_alike_whether_they_read_zeros_or_nothing_at_fir
     torch.testing.assert_close(made[1], made[0])
 
 
+class OverPixels(Network):
+    """The second convolution as a linear layer over the channels of each pixel, which reads them where they lie."""
+
+    def __init__(self, *, packed: bool) -> None:
+        super().__init__()
+        self.conv2 = nn.Linear(4, 4)  # type: ignore[assignment]
+        self.packed = packed
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.neuron1(self.conv1(x)).permute(0, 2, 3, 1)
+        if self.packed:
+            x = x.contiguous()
+        output: Tensor = self.readout(self.neuron2(self.conv2(x)).flatten(1))
+        return output
+
+
+@pytest.mark.parametrize("rule", FOLLOWING)
+def test_a_linear_layer_learns_alike_however_its_input_lies_in_memory(rule: str) -> None:
+    packed, permuted = OverPixels(packed=True), OverPixels(packed=False)
+    for one in (packed, permuted):
+        run(one, rule, *batch(STEPS))
+    torch.testing.assert_close(gradients(permuted), gradients(packed))
+
+
+@pytest.mark.parametrize("rule", TRACED)
+def test_a_convolution_that_keeps_a_padded_copy_is_refused_by_name(rule: str) -> None:
+    network = Network()
+    network.conv2 = nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular")
+    with pytest.raises(NotImplementedError, match="a Conv2d keeps something else than its input"):
+        run(network, rule, *batch(STEPS))
+
+
 class Halved(nn.Module):
     """w / 2 of what is learned in its place."""
 
