@@ -96,7 +96,7 @@ def test_a_cell_does_not_fall_back_to_the_cpu_where_only_torch_finds_the_gpu_unu
     with pytest.raises(UnusableGpu, match="torch cannot start CUDA"):
         training.choose_device("auto")
     monkeypatch.setattr(training, "installed_wheel", lambda: Wheel("2.9", "13.0"))
-    with pytest.raises(UnusableGpu, match="serves CUDA 12.8 at most"):
+    with pytest.raises(UnusableGpu, match=r"serves CUDA 12\.8 at most"):
         training.choose_device("auto")
 
 
