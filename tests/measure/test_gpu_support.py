@@ -95,6 +95,9 @@ def test_a_cell_does_not_fall_back_to_the_cpu_where_only_torch_finds_the_gpu_unu
     monkeypatch.setattr(training, "installed_wheel", lambda: Wheel("2.9", "12.8"))
     with pytest.raises(UnusableGpu, match="torch cannot start CUDA"):
         training.choose_device("auto")
+    monkeypatch.setattr(training, "installed_wheel", lambda: Wheel("2.9", "13.0"))
+    with pytest.raises(UnusableGpu, match=r"serves CUDA 12\.8 at most"):
+        training.choose_device("auto")
 
 
 def test_a_cell_computes_on_the_gpu_that_was_asked_for_among_those_that_torch_sees(

@@ -31,8 +31,23 @@ SHAPED_BY_VALUES = {
     _aten.nonzero,
     _aten.masked_select,
     _aten._unique2,
+    _aten.unique_consecutive,
+    _aten.unique_dim,
+    _aten.bincount,
+    _aten.repeat_interleave,
     _aten.equal,
 }
+INDEXED = {_aten.index, _aten.index_put, _aten.index_put_}
+"""By a mask they look for the places where it holds, whose number the host must know."""
+
+
+def by_a_mask(func: Any, args: tuple[Any, ...]) -> bool:
+    """Whether an operation takes or sets a tensor at the places where a mask holds; one number is set without looking."""
+    if func.overloadpacket not in INDEXED or not any(
+        i is not None and i.dtype == torch.bool for i in args[1]
+    ):
+        return False
+    return func.overloadpacket is _aten.index or args[2].dim() > 0
 
 
 class Questions(TorchFunctionMode):
@@ -61,7 +76,7 @@ class ValueDependentOperations(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func.overloadpacket in SHAPED_BY_VALUES:
+        if func.overloadpacket in SHAPED_BY_VALUES or by_a_mask(func, args):
             self.calls.append(str(func))
         return func(*args, **(kwargs or {}))
 
@@ -202,6 +217,41 @@ def test_a_parameter_without_a_gradient_makes_no_copy_from_the_host() -> None:
 
 CONNECTED_TO_NONE = Ranks(0, 2, connected=False)
 """One of two processes, which does all but the exchange itself."""
+
+
+WAITING: dict[str, Callable[[Tensor], Any]] = {
+    "a number asked for": lambda x: x.sum().item(),
+    "a list": lambda x: x.tolist(),
+    "a question": lambda x: bool((x > 0).all()),
+    "a copy to the host": lambda x: x.cpu(),
+    "a tensor of numbers": lambda x: x.new_tensor([1.0]),
+    "places": lambda x: torch.where(x > 0),
+    "a choice": lambda x: torch.masked_select(x, x > 0),
+    "an index by a mask": lambda x: x[x > 0],
+    "values set by a mask": lambda x: x.index_put_((x > 0,), x[:1]),
+    "different values": lambda x: torch.unique(x),
+    "runs of values": lambda x: torch.unique_consecutive(x),
+    "counts": lambda x: torch.bincount(x.long()),
+    "repetitions": lambda x: torch.repeat_interleave(x, x.long()),
+    "equality": lambda x: torch.equal(x, x),
+}
+
+
+@pytest.mark.parametrize("what", WAITING)
+def test_a_call_that_waits_is_counted(what: str) -> None:
+    """So that none found above means that there is none."""
+    with Questions() as questions, ValueDependentOperations() as operations:
+        WAITING[what](torch.arange(3.0))
+    assert questions.calls + operations.calls
+
+
+def test_a_call_that_does_not_wait_is_not_counted() -> None:
+    x = torch.arange(3.0)
+    with Questions() as questions, ValueDependentOperations() as operations:
+        x[x > 0] = 0.0
+        x.new_full((2,), 1.0)
+        x[torch.zeros(2, dtype=torch.long)]
+    assert questions.calls + operations.calls == []
 
 
 def test_without_the_fused_optimiser_the_loss_scaler_would_wait() -> None:
