@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FILE = Path(__file__).parent / "files" / "digits.npz"
+SAMPLES = (1437, 360)
+"""Digits that train, and that test."""
 
 
 class DigitsSource(DataSource):
@@ -23,10 +25,13 @@ class DigitsSource(DataSource):
 
     split: Literal["stratified-80-20"] = "stratified-80-20"
     """80 % training, 20 % test, the same share of every class, drawn once with seed 0."""
-    train_samples: Count = 1437
-    test_samples: Count = 360
+    train_samples: Count = SAMPLES[0]
+    test_samples: Count = SAMPLES[1]
 
     classes: ClassVar[int] = 10
+
+    def check_files(self, data_dir: Path) -> None:
+        self.check_counts(*SAMPLES)
 
     def labels(self, data_dir: Path, split: str) -> list[int]:
         labels: list[int] = digits_split(split)[1].tolist()

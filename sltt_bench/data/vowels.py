@@ -16,6 +16,8 @@ from sltt_bench.data.source import DataPlace, DataSource, Modality, Samples, Sha
 
 FILE = Path(__file__).parent / "files" / "vowels.npz"
 LONGEST = 29
+SAMPLES = (270, 370)
+"""Utterances that train, and that test."""
 
 
 class Vowels(DataSource):
@@ -24,8 +26,8 @@ class Vowels(DataSource):
     name: Literal["vowels"] = "vowels"
     split: Literal["official"] = "official"
     """The split that the data set is published with: 30 utterances of each speaker train."""
-    train_samples: Count = 270
-    test_samples: Count = 370
+    train_samples: Count = SAMPLES[0]
+    test_samples: Count = SAMPLES[1]
 
     sample_shape: ClassVar[Shape] = (12, 1, 1)
     classes: ClassVar[int] = 9
@@ -36,6 +38,9 @@ class Vowels(DataSource):
         if timesteps >= LONGEST:
             return None
         return f"timesteps is {timesteps}, but the longest utterance has {LONGEST} steps"
+
+    def check_files(self, data_dir: Path) -> None:
+        self.check_counts(*SAMPLES)
 
     def labels(self, data_dir: Path, split: str) -> list[int]:
         labels: list[int] = utterances(split)[1].tolist()

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 
 from sltt_bench.command_line.cli import app
 from sltt_bench.command_line.commands import check_batches
+from sltt_bench.data import DataError
 from sltt_bench.planning.overrides import parse_overrides
 from sltt_bench.planning.plan import Request, make_plans
 from sltt_bench.planning.recipe import load_recipe, recipe_from_dict, smoke_left_out
@@ -614,3 +616,13 @@ def test_a_batch_that_no_epoch_can_fill_is_answered_with_what_makes_the_epoch_sh
 def test_a_share_that_holds_back_no_sample_is_answered_with_the_share() -> None:
     (fault,) = faults("digits", {"validation": {"share": 1e-9, "samples": 0}})
     assert fault == "validation.share is 1e-09, which holds back none of 1437 training samples; raise it"
+
+
+@pytest.mark.parametrize("name", ["digits", "digits-saccade", "sequential-digits", "vowels"])
+def test_a_wrong_count_of_samples_that_ship_with_the_package_starts_no_cell(
+    name: str, tmp_path: Path
+) -> None:
+    wrong = Request(methods=["bptt"], grid=({"data.test_samples": 5},), data_dir=tmp_path)
+    with pytest.raises(DataError, match=r"data\.test_samples says 5"):
+        make_plans(name, wrong)
+    assert make_plans(name, replace(wrong, synthetic=True))
