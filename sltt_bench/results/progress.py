@@ -20,6 +20,8 @@ class Progress:
     """The cells that are ok, with all their epochs."""
     attempts: Mapping[str, int]
     """cell_id → its last attempt that left a row."""
+    with_epochs: frozenset[str]
+    """The cells of which an epoch is there, finished or not."""
     damage: "tuple[Skipped, ...]"
     """Rows that cannot be read, each with the reason."""
     versions: Mapping[str, int]
@@ -64,6 +66,7 @@ def _progress(folder: Path, states: tuple[tuple[int, ...], ...]) -> Progress:
     return Progress(
         frozenset(ok["cell_id"][there.to_numpy() >= ok["epochs_done"].fillna(0).to_numpy()]),
         attempts,
+        frozenset(epochs["cell_id"]),
         tuple(damage),
         versions,
     )

@@ -221,7 +221,9 @@ class _RunRecord:
         self.display, self.interruptions = recording.display, recording.interruptions
         folder.check_version()
         folder.write_recipe(plan.recipe.model_dump(mode="json"))
-        self._attempts = progress_of(folder.path).attempts
+        so_far = progress_of(folder.path)
+        self._attempts = so_far.attempts
+        self._with_epochs = set(so_far.with_epochs)
         self.open_attempts: list[_RecordedAttempt] = []
         """Without a row of cells.csv so far, begun or not."""
         about = {"run": folder.path.name, "plan": [cell.cell_id for cell in plan]}
@@ -264,8 +266,17 @@ class _RunRecord:
 
     def epochs(self, cell: Cell) -> dict[int, dict[str, str]]:
         """Epoch → the cell's row; a later attempt's row stands for an earlier one's."""
+        # Reading the file for each of a thousand cells would take a minute.
+        if cell.cell_id not in self._with_epochs:
+            return {}
         rows = self.folder.rows(EPOCHS_FILE, cell.cell_id)
         return {int(row["epoch"]): row for row in sorted(rows, key=lambda row: int(row["attempt"]))}
+
+    def append(self, file: str, row: Mapping[str, Any]) -> None:
+        """A row of a cell."""
+        self.folder.append(file, row)
+        if file == EPOCHS_FILE:
+            self._with_epochs.add(row["cell_id"])
 
     def ranks(self, cell: Cell) -> set[tuple[int, int, int]]:
         """(attempt, epoch, rank) of the cell's rows of ranks.csv."""
@@ -381,7 +392,7 @@ class _RecordedAttempt(Attempt):
         if file not in KINDS[self.cell.kind].files:
             raise ValueError(f"cells of kind {self.cell.kind} have no rows in {file}; see kinds.KINDS")
         row = {**cell_key(self.cell, outcome), **figures}
-        self._record.folder.append(file, row)
+        self._record.append(file, row)
         return row
 
 

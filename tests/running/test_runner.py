@@ -1,6 +1,7 @@
 """What a run does before, between and after its processes: tested without starting one where that is enough."""
 
 import json
+import signal
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -30,6 +31,7 @@ from sltt_bench.results.schema import (
 )
 from sltt_bench.results.writer import ResultsError, RunFolder, read_provenance, read_rows
 from sltt_bench.running import lanes as lanes_module
+from sltt_bench.running.interruptions import Interrupted
 from sltt_bench.running.lanes import Attempt, Lanes
 from sltt_bench.running.runner import NotRunnable, PlannedRun, run_plans
 
@@ -197,10 +199,14 @@ def folder_of(tmp_path: Path) -> RunFolder:
 
 def finish(cell: Cell, folder: RunFolder) -> None:
     """The rows of a cell that finished after an epoch."""
+    folder.append(EPOCHS_FILE, an_epoch(cell))
+    folder.append(CELLS_FILE, cell_row(cell, Outcome("ok"), {1: {}}))
+
+
+def an_epoch(cell: Cell) -> dict[str, Any]:
+    """The row of its first epoch."""
     outcome = Outcome("ok")
-    epoch = {**cell_key(cell, outcome), **circumstances(cell, outcome), "epoch": 1, "cold": False}
-    folder.append(EPOCHS_FILE, epoch)
-    folder.append(CELLS_FILE, cell_row(cell, outcome, {1: {}}))
+    return {**cell_key(cell, outcome), **circumstances(cell, outcome), "epoch": 1, "cold": False}
 
 
 def two_cells() -> Plan:
@@ -233,6 +239,38 @@ def test_a_fault_of_the_tool_is_no_skipped_cell(tmp_path: Path, fault: Exception
     rows = read_rows(folder.path / CELLS_FILE)
     assert [row["method"] for row in rows] == ["bptt", "sltt"]
     assert all(row["reason"].startswith(f"the run was ended by {type(fault).__name__}") for row in rows)
+
+
+def test_cells_that_were_not_begun_get_their_rows_without_a_search_for_epochs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of a hundred thousand epochs was read for each of a thousand cells while the user waited after Ctrl-C."""
+    plan, folder = two_cells(), folder_of(tmp_path)
+    folder.append(EPOCHS_FILE, an_epoch(plan.cells[1]))
+    searched: list[str | None] = []
+    read = RunFolder.rows
+
+    def counted(folder: RunFolder, file: str, of_cell: str | None = None) -> Any:
+        searched.append(of_cell)
+        return read(folder, file, of_cell)
+
+    def interrupted(*arguments: Any) -> None:
+        raise Interrupted(signal.SIGINT)
+
+    monkeypatch.setattr(RunFolder, "rows", counted)
+    display = silent()
+    display.cell_started = interrupted
+    with pytest.raises(Interrupted):
+        run_plans(
+            [PlannedRun(plan, lambda: folder)],
+            display,
+            data_dir=tmp_path,
+            initial_weights=no_weights,
+            provenance={},
+        )
+    assert searched == [plan.cells[1].cell_id]
+    rows = read_rows(folder.path / CELLS_FILE)
+    assert [(row["status"], row["epochs_done"]) for row in rows] == [("skipped", "0"), ("skipped", "1")]
 
 
 def test_the_folder_holds_every_cell_of_the_plan_from_the_start(tmp_path: Path) -> None:
