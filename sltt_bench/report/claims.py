@@ -258,11 +258,6 @@ def _written(value: Any) -> str:
 # Whether a group can judge ----------------------------------------------------------------------
 
 
-def claims_of_recipe(recipe: Mapping[str, Any]) -> tuple[Claim, ...]:
-    """The claims of a resolved recipe; none if no file tells it."""
-    return tuple(recipe.get("claims") or ())
-
-
 def _claims_of(groups: Sequence[Group]) -> list[Claim]:
     """Each claim once, in the order of the groups; of one that was put in other words since, the newest run's."""
     claims = {asks(claim): claim for group in groups for claim in group.claims}

@@ -352,6 +352,11 @@ class Report:
     made_by: str
 
     @property
+    def blocks(self) -> tuple[Block, ...]:
+        """All of the first screen and of the sections, in order."""
+        return (*self.key_blocks, *(block for section in self.sections for block in section.blocks))
+
+    @property
     def claims(self) -> dict[str, list[ClaimCard]]:
         """Heading → the claims below it, one card each; what nobody claims is left out."""
         below: dict[str, list[ClaimCard]] = {}

@@ -106,7 +106,7 @@ def _across(axes: Axes, low: float, high: float, *, ratios: bool) -> None:
     if ratios and low > 0 and high / low > _LOG_ABOVE:
         axes.set_xscale("log")
         axes.set_xlim(low / (high / low) ** 0.05, high * (high / low) ** 0.25)
-        style.log_ticks(axes, "x")
+        style.log_ticks(axes.xaxis)
         return
     low = 0.0 if ratios else low
     room = high - low or 1.0

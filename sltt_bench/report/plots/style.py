@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.axis import XAxis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import to_hex, to_rgb
@@ -259,9 +260,8 @@ _ROOM_BEYOND = 0.06
 """Of an axis, beyond what a figure of it can be."""
 
 
-def log_ticks(axes: Axes, which: Literal["x", "y"]) -> None:
+def log_ticks(axis: XAxis) -> None:
     """Ticks of a logarithmic axis in plain numbers: powers of ten, and where these are few 2 and 5 times as much."""
-    axis = axes.xaxis if which == "x" else axes.yaxis
     low, high = axis.get_view_interval()
     axis.set_major_locator(LogLocator(10, (1.0, 2.0, 5.0) if high / low < _FEW_DECADES else (1.0,)))
     axis.set_minor_locator(NullLocator())
@@ -380,10 +380,10 @@ def share_scale(axes: Sequence[Axes], which: Literal["x", "y"], quantities: Sequ
             getattr(place, f"set_{which}lim")(min(lows), max(highs))
 
 
-def from_zero(axes: Axes, which: Literal["x", "y"], room: float = 0.12) -> None:
+def from_zero(axes: Axes, which: Literal["x", "y"]) -> None:
     """Start the axis at 0 and leave room beyond the largest value."""
     largest = axes.dataLim.xmax if which == "x" else axes.dataLim.ymax
-    end = (1 + room) * largest if math.isfinite(largest) and largest > 0 else 1.0
+    end = 1.12 * largest if math.isfinite(largest) and largest > 0 else 1.0
     (axes.set_xlim if which == "x" else axes.set_ylim)(0, end)
 
 

@@ -79,9 +79,7 @@ def _downloads(written: Iterable[tuple[str, Width, str]]) -> dict[str, list[tupl
 
 def figures_of(report: Report) -> list[Figure]:
     """Every figure of the report, in order."""
-    blocks = (*report.key_blocks, *(block for section in report.sections for block in section.blocks))
-    figures = [block for block in blocks if isinstance(block, Figure)]
-    return list({figure.name: figure for figure in figures}.values())
+    return list({block.name: block for block in report.blocks if isinstance(block, Figure)}.values())
 
 
 def _tables_of(report: Report) -> list[tuple[Table, str]]:

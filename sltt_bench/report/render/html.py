@@ -67,7 +67,9 @@ def render(
         return Markup(inline_svg(svg, f"{figure.name}-narrow", figure.title)) if svg else None
 
     template = _environment().get_template("report.html.j2")
-    swatches = (style.colour(row[0].text) for table in _tables_of_methods(report) for row in table.rows)
+    tables = [block for block in report.blocks if isinstance(block, Table)]
+    of_methods = [table for table in tables if table.headings[0].text == "method"]
+    swatches = (style.colour(row[0].text) for table in of_methods for row in table.rows)
     css = _template("report.css") + _dark_inks([*drawings.values(), *narrow.values(), *swatches])
     pages = pages_of(report)
     claims = [(heading, heading.split()[0].lower(), cards) for heading, cards in report.claims.items()]
@@ -99,12 +101,6 @@ def render(
         )
         for page in pages
     }
-
-
-def _tables_of_methods(report: Report) -> list[Table]:
-    """Those in which each row begins with a swatch."""
-    blocks = (*report.key_blocks, *(block for section in report.sections for block in section.blocks))
-    return [block for block in blocks if isinstance(block, Table) and block.headings[0].text == "method"]
 
 
 def _in_theme(text: str) -> str:

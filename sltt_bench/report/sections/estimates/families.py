@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from sltt_bench.common.format import counted
-from sltt_bench.report.claims import HARMLESS, Claim, asks, claims_of_recipe
+from sltt_bench.report.claims import HARMLESS, Claim, asks
 from sltt_bench.report.document import Context
 from sltt_bench.report.groups import Group, method_order, natural_order, settings_of
 from sltt_bench.results.reader import Results
@@ -139,7 +139,7 @@ def find_families(context: Context) -> list[EstimateFamily]:
             (failed["recipe"] == recipe) & (failed["smoke"] == smoke) & (failed["backend"] == backend)
         ]
         # Each claim once, in the words of the newest.
-        claims = {asks(claim): claim for read in members["resolved"] for claim in claims_of_recipe(read)}
+        claims = {asks(claim): claim for read in members["resolved"] for claim in read.get("claims") or ()}
         families.append(
             EstimateFamily(
                 recipe=str(recipe),
