@@ -40,12 +40,12 @@ def _check_is_no_part(group: TyperGroup, ctx: Any, word: str) -> None:
 
 
 def _check_is_no_field(command: Any, option: str) -> None:
-    """Raises UserError for an option that there is not, but a recipe's field of its name, which --set sets."""
+    """Raises UserError for an option that there is not, nor one in the singular, but a recipe's field that --set sets."""
     from sltt_bench.planning.recipe_validation import place_of
 
     known = [name for parameter in command.params for name in parameter.opts]
     place = place_of(option.lstrip("-").replace("-", "_"))
-    if option not in known and "--set" in known and place is not None:
+    if place is not None and "--set" in known and not {option, option.removesuffix("s")}.intersection(known):
         raise UserError(f"{option}: no such option; a field of the recipe is set with --set {place}=VALUE")
 
 

@@ -266,15 +266,7 @@ def _resolve(recipe_name: str, request: Request) -> tuple[Recipe, list[ResolvedP
         fitting = [name for name in recipe.methods if methods.fits(name, recipe.timesteps)]
         for name in [name for name in recipe.methods if name not in fitting]:
             missing.setdefault(name, []).append(recipe.timesteps)
-            k_from[name] = next(
-                (
-                    origin
-                    for known in (typed, places)
-                    for key in ("methods", "timesteps")
-                    if (origin := origin_of(key, known)) is not None
-                ),
-                file,
-            )
+            k_from[name] = _origin_of_k(typed, places) or file
         if fitting:
             changes = {
                 key: value
@@ -297,6 +289,12 @@ def _resolve(recipe_name: str, request: Request) -> tuple[Recipe, list[ResolvedP
     remarks += _replaced(request, [study for study, _ in of_study])
     remarks += filter(None, [namesake(recipe_name), smoke_left_out(recipe_name) if request.smoke else None])
     return main, resolved, remarks
+
+
+def _origin_of_k(*origins: Mapping[str, str]) -> str | None:
+    """What chose the methods, or else T; where several may have, the first. None: the recipe's file."""
+    found = (origin_of(key, known) for known in origins for key in ("methods", "timesteps"))
+    return next(filter(None, found), None)
 
 
 def _check_axes(request: Request) -> None:

@@ -85,6 +85,7 @@ ERRORS = {
         "btpt",
     ): "--baseline btpt: no such method here (did you mean 'bptt'?)",
     ("report", "recipes", "--full", "--format", "csv"): "prints nothing; add terminal",
+    ("run", "digits", "--seeds", "0,1"): "No such option: --seeds",
     ("prepare", "digits"): "no command 'prepare' (did you mean 'data prepare'?)",
     ("version",): "no command 'version' (did you mean '--version'?)",
     (
