@@ -18,7 +18,7 @@ from sltt_bench.measure.gpu_support import check_gpu_is_usable
 from sltt_bench.planning.plan import Cell, Plan, value_at
 from sltt_bench.planning.recipe_faults import RecipeError
 from sltt_bench.planning.studies import TASK, task_name
-from sltt_bench.results.progress import progress_of
+from sltt_bench.results.progress import NOTHING, progress_of
 from sltt_bench.results.schema import CHECKPOINTS_FOLDER, FILES
 from sltt_bench.results.writer import RunFolder, read_provenance
 from sltt_bench.running import cell_checks
@@ -206,8 +206,8 @@ def _earlier_run(plan: Plan, out: Path) -> Path | None:
 
 def _left_of(plan: Plan, path: Path | None) -> list[Cell]:
     """The cells that an earlier run has not finished."""
-    finished = frozenset() if path is None else progress_of(path).finished
-    return [cell for cell in plan if cell.cell_id not in finished]
+    so_far = NOTHING if path is None else progress_of(path)
+    return [cell for cell in plan if cell.cell_id not in so_far.finished]
 
 
 def _finished_elsewhere(plan: Plan, out: Path, console: Console) -> bool:

@@ -21,8 +21,8 @@ from sltt_bench.common.atomic_files import remove_unfinished
 from sltt_bench.common.errors import UserError
 from sltt_bench.common.extras import load_extra
 from sltt_bench.planning.plan import Cell, Plan, cell_from_dict
-from sltt_bench.results.progress import progress_of
-from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE
+from sltt_bench.results.progress import NOTHING, progress_of
+from sltt_bench.results.schema import CELLS_FILE
 from sltt_bench.results.writer import (
     ResultsError,
     RunFolder,
@@ -313,9 +313,9 @@ def _status_of(
     job = submission.jobs.get(cell.cell_id, "")
     slurm_state, slurm_reason = scheduled.get(job, ("", ""))
     rows = [] if run is None else read_rows(run / CELLS_FILE)
-    epochs = set() if run is None else {row["epoch"] for row in read_rows(run / EPOCHS_FILE)}
+    so_far = NOTHING if run is None else progress_of(run)
     state: State
-    if run is not None and cell.cell_id in progress_of(run).finished:
+    if cell.cell_id in so_far.finished:
         state, reason = "done", ""
     elif slurm_state in _WAITS:
         state, reason = "queued", slurm_reason
@@ -328,7 +328,7 @@ def _status_of(
             reason = f"{rows[-1]['status']}: {rows[-1]['reason']}"
         if slurm_state not in ("", "CANCELLED", "FAILED", "COMPLETED"):
             reason += f" (Slurm: {slurm_state} {slurm_reason})".replace(" )", ")")
-    return CellStatus(cell, state, reason, job, len(epochs))
+    return CellStatus(cell, state, reason, job, so_far.epochs.get(cell.cell_id, 0))
 
 
 def _reason_without_row(slurm_state: str, job: str) -> str:

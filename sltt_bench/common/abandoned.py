@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 if sys.platform != "win32":
     import fcntl
@@ -19,11 +20,23 @@ _PREFIX, _MARK = "sltt-bench-", ".in-use"
 """Names of temporary folders, and of the file in each that is locked."""
 
 
-def hold(descriptor: int) -> None:
-    """Lock an open file as long as it is open; without effect where the file system knows no locks."""
+def new_held_file(path: Path) -> BinaryIO:
+    """Returns a new file that nobody takes for abandoned as long as it is open, where the file system knows locks.
+
+    Raises OSError.
+    """
+    while True:
+        file = path.open("wb")
+        _lock(file)
+        if path.exists():  # else somebody took it for abandoned before it was locked
+            return file
+        file.close()
+
+
+def _lock(file: BinaryIO) -> None:
     if sys.platform != "win32":
         with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def remove_abandoned(files: Iterable[Path], remove: Callable[[Path], object] = Path.unlink) -> None:
@@ -57,17 +70,16 @@ def own_temporary_folder() -> Iterator[None]:
     earlier = tempfile.tempdir, os.environ.get("TMPDIR")
     try:
         folder = tempfile.mkdtemp(prefix=_PREFIX)
-        held = open(os.path.join(folder, _MARK), "wb")  # noqa: SIM115
+        held = new_held_file(Path(folder, _MARK))
     except OSError:
         yield
         return
-    hold(held.fileno())
     tempfile.tempdir = os.environ["TMPDIR"] = folder
     try:
         yield
     finally:
         tempfile.tempdir, variable = earlier
-        os.environ.pop("TMPDIR")
+        os.environ.pop("TMPDIR", None)
         if variable is not None:
             os.environ["TMPDIR"] = variable
         held.close()

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from sltt_bench.common.abandoned import hold, remove_abandoned
+from sltt_bench.common.abandoned import new_held_file, remove_abandoned
 
 
 @contextmanager
@@ -21,7 +21,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     # No process number, since machines or containers that share a folder often have equal ones.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with _held(temporary) as file:
+        with new_held_file(temporary) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -34,13 +34,3 @@ def remove_unfinished(*folders: Path) -> None:
     """Remove from folders what writers left that were killed; files of living ones stay."""
     for folder in folders:
         remove_abandoned(folder.glob(".*.tmp"))
-
-
-def _held(path: Path) -> BinaryIO:
-    """Opens a new file, and makes it anew if somebody took it for abandoned before it was held."""
-    while True:
-        file = path.open("wb")
-        hold(file.fileno())
-        if path.exists():
-            return file
-        file.close()

@@ -20,12 +20,16 @@ class Progress:
     """The cells that are ok, with all their epochs."""
     attempts: Mapping[str, int]
     """cell_id → its last attempt that left a row."""
-    with_epochs: frozenset[str]
-    """The cells of which an epoch is there, finished or not."""
+    epochs: Mapping[str, int]
+    """cell_id → how many of its epochs have a row."""
     damage: "tuple[Skipped, ...]"
     """Rows that cannot be read, each with the reason."""
     versions: Mapping[str, int]
     """File → the newest version of the format that one of its rows names, read or not."""
+
+
+NOTHING = Progress(frozenset(), {}, {}, (), {})
+"""How far a run has come that has not begun."""
 
 
 def progress_of(folder: Path) -> Progress:
@@ -47,7 +51,9 @@ def _state(path: Path) -> tuple[int, ...]:
 
 @lru_cache(maxsize=16)
 def _progress(folder: Path, states: tuple[tuple[int, ...], ...]) -> Progress:
-    from sltt_bench.results import tables  # here, since it loads pandas, for which help would wait
+    import pandas as pd  # here, since help would wait for it
+
+    from sltt_bench.results import tables
 
     damage: list[tables.Skipped] = []
     read, versions = tables.Tables(damage), {}
@@ -57,18 +63,18 @@ def _progress(folder: Path, states: tuple[tuple[int, ...], ...]) -> Progress:
             read.add(folder / file, lines)
             versions[file] = _newest_version([fields for _, fields in lines])
     cells, epochs = read.frame(CELLS_FILE), read.frame(EPOCHS_FILE)
+    attempts = pd.concat([rows[["cell_id", "attempt"]] for rows in (cells, epochs)]).groupby("cell_id")[
+        "attempt"
+    ]
+    there = epochs.groupby("cell_id")["epoch"].nunique()
     ok = cells[cells["status"] == "ok"]
-    there = epochs.groupby("cell_id")["epoch"].nunique().reindex(ok["cell_id"], fill_value=0)
-    attempts: dict[str, int] = {}
-    for rows in (cells, epochs):
-        for cell_id, attempt in rows.groupby("cell_id")["attempt"].max().items():
-            attempts[str(cell_id)] = max(int(attempt), attempts.get(str(cell_id), 0))
+    whole = ok["cell_id"].map(there).fillna(0) >= ok["epochs_done"].fillna(0)
     return Progress(
-        frozenset(ok["cell_id"][there.to_numpy() >= ok["epochs_done"].fillna(0).to_numpy()]),
-        attempts,
-        frozenset(epochs["cell_id"]),
-        tuple(damage),
-        versions,
+        finished=frozenset(ok["cell_id"][whole]),
+        attempts={str(cell_id): int(attempt) for cell_id, attempt in attempts.max().items()},
+        epochs={str(cell_id): int(count) for cell_id, count in there.items()},
+        damage=tuple(damage),
+        versions=versions,
     )
 
 

@@ -223,7 +223,7 @@ class _RunRecord:
         folder.write_recipe(plan.recipe.model_dump(mode="json"))
         so_far = progress_of(folder.path)
         self._attempts = so_far.attempts
-        self._with_epochs = set(so_far.with_epochs)
+        self._with_epochs = set(so_far.epochs)
         self.open_attempts: list[_RecordedAttempt] = []
         """Without a row of cells.csv so far, begun or not."""
         about = {"run": folder.path.name, "plan": [cell.cell_id for cell in plan]}

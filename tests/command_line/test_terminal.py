@@ -171,7 +171,7 @@ def test_the_table_stays_when_the_run_is_interrupted(smoke_cell: Callable[..., C
 def test_cells_that_a_resumed_run_keeps_are_finished(
     cells: list[Cell], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = Progress(frozenset({cells[0].cell_id}), {}, frozenset(), (), {})
+    kept = Progress(frozenset({cells[0].cell_id}), {}, {}, (), {})
     monkeypatch.setattr("sltt_bench.command_line.terminal.progress_of", lambda folder: kept)
     states = [row.split()[-1] for row in Screen(cells).rows[1:]]
     assert states == ["kept", *["waiting"] * 5]

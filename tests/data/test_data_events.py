@@ -27,7 +27,7 @@ from data_files import (
 from PIL import Image
 
 from sltt_bench import data
-from sltt_bench.common import atomic_files
+from sltt_bench.common import abandoned
 from sltt_bench.common.atomic_files import atomic_file, remove_unfinished
 from sltt_bench.data import DataBundle, DataError, DataPlace, digits_saccade, dvs_cifar10, dvs_gesture
 from sltt_bench.data.digits_saccade import DigitsSaccade
@@ -476,16 +476,16 @@ def test_a_cache_that_is_filled_loses_what_a_killed_conversion_left_and_nothing_
 def test_a_file_taken_for_abandoned_before_it_was_held_is_begun_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hold = atomic_files.hold
+    lock = abandoned._lock
 
-    def late(descriptor: int) -> None:
+    def late(file: Any) -> None:
         if swept:
             remove_unfinished(tmp_path)
             swept.clear()
-        hold(descriptor)
+        lock(file)
 
     swept = [True]
-    monkeypatch.setattr(atomic_files, "hold", late)
+    monkeypatch.setattr(abandoned, "_lock", late)
     with atomic_file(tmp_path / "frames.npy") as file:
         file.write(b"frames")
     assert not swept
