@@ -129,6 +129,24 @@ def test_chunks_of_time_give_the_gradients_of_the_whole(
     assert all(torch.equal(native.buffers[name], reference.buffers[name]) for name in reference.buffers)
 
 
+def test_the_first_iteration_rounds_as_those_that_know_the_sizes_of_units(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In a resumed training it comes in the middle."""
+    monkeypatch.setattr(units_module, "CHUNKS_BEYOND", 1)
+    kept: list[KeptGraph] = []
+    monkeypatch.setattr(
+        units_module, "graphs_that_fit", lambda *sizes: kept.extend(graphs_that_fit(*sizes)) or kept[-3:]
+    )
+    subject, made = experiment(True, timesteps=5), []
+    for _ in range(2):
+        subject.optimizer.zero_grad()
+        subject.backend.accumulate_gradients(subject, *batch())
+        made.append([parameter.grad for parameter in subject.network.parameters()])
+    assert [any(one.is_whole for one in iteration) for iteration in (kept[:3], kept[-3:])] == [False, True]
+    assert all(map(torch.equal, *made))
+
+
 def test_with_many_steps_a_unit_holds_the_graph_of_some_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     options = VGGOptions(width=4)
     monkeypatch.setattr(units_module, "CHUNKS_BEYOND", 1)
