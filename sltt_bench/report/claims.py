@@ -19,6 +19,7 @@ from sltt_bench.report.groups import Group, NotComparable, natural_order
 from sltt_bench.report.keys import TUNED
 from sltt_bench.report.metrics import METRICS
 from sltt_bench.report.statistics import Interval, PairedEstimate
+from sltt_bench.results.doubts import CHANCE
 
 Claim = Mapping[str, Any]
 
@@ -119,11 +120,10 @@ def judge_group(claim: Claim, group: Group) -> Verdict:
     words = "median of warm epochs" if figure == "epoch_s" else METRICS[figure].label
     conditions = group.key.conditions()
     verdict = _decided(claim, group.key.recipe, estimate, words, METRICS[figure].unit, conditions)
-    # What has an interval, but was not measured of the methods alone, decides nothing; nor does being as good as nothing.
+    # What has an interval, but was not measured of the methods alone, decides nothing.
     undecided = estimate.interval is not None and (
         group.undecided(figure, _named(claim))
-        or (METRICS[figure].unit == "accuracy" and _lost_to_divergence(claim, group))
-        or (claim["relation"] == "within_points" and group.at_chance(str(claim["baseline"])))
+        or (METRICS[figure].unit == "accuracy" and _learning_undecides(claim, group))
     )
     return replace(
         verdict,
@@ -145,10 +145,14 @@ def not_measured(claim: Claim, recipe: str, reason: str) -> Verdict:
     )
 
 
-def _lost_to_divergence(claim: Claim, group: Group) -> bool:
-    """Whether seeds diverged under a method that the claim names: what is left of them is no sample of what it reaches."""
+def _learning_undecides(claim: Claim, group: Group) -> bool:
+    """Whether accuracies are no sample of what the named methods reach: seeds diverged, or a cell did not train (its loss
+    never moved, say); or whether the baseline that one comes near to learned nothing."""
     results = [group.methods[name] for name in _named(claim) if name in group.methods]
-    return any(failure.reason.startswith(DIVERGED) for result in results for failure in result.failures)
+    diverged = any(f.reason.startswith(DIVERGED) for result in results for f in result.failures)
+    doubted = any(not doubt.startswith(CHANCE) for result in results for doubt in result.doubts)
+    near_nothing = claim["relation"] == "within_points" and group.at_chance(str(claim["baseline"]))
+    return diverged or doubted or near_nothing
 
 
 def _decided(

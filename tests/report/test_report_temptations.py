@@ -451,6 +451,15 @@ def as_good_as_a_baseline_that_learned_nothing(top: Path) -> None:
     measure(run(top / "a", ACCURACY), last={"bptt": 0.11, "sltt": 0.10})
 
 
+@temptation("**!** sltt: the training loss never moved (seeds 0, 1, 2)", words=["inconclusive", "held"])
+def a_method_that_was_not_trained_at_all(top: Path) -> None:
+    never = {"doubts": "test accuracy is at chance (10.0%); the training loss never moved"}
+    lost = {**ACCURACY, "relation": "at_most", "baseline": None, "threshold": 0.3}
+    into = run(top / "a", lost, MEMORY)
+    measure(into, methods=["bptt"])
+    measure(into, methods=["sltt"], last={"sltt": 0.10}, cell=never)
+
+
 @temptation("**!** sltt is at chance", words=["held"])
 def better_than_a_method_that_learned_nothing(top: Path) -> None:
     lost = {**ACCURACY, "relation": "exceeds_by_points", "method": "bptt", "baseline": "sltt"}
