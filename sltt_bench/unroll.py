@@ -355,7 +355,7 @@ def whole_sequences(network: nn.Module, timesteps: int) -> AbstractContextManage
     for name, layer in layers.items():
         if inner := next((type(m).__name__ for m in layer.modules() if isinstance(m, OverTime)), None):
             raise NotImplementedError(
-                f"a {inner} sees all steps at once, but lies within {name}, which goes through them one by one; choose "
+                f"a {inner} sees all steps at once, but lies within the layer {name!r}, which goes through them one by one; choose "
                 "another normalisation"
             )
     called: set[Stateful] = set()

@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 
 from sltt_bench.common.errors import nearest
 from sltt_bench.common.plugins import find_plugin, plugins
-from sltt_bench.data.errors import DataError, absent, command, with_remedy
+from sltt_bench.data.errors import DamagedData, DataError, absent, command, with_remedy
 from sltt_bench.data.source import (
     DataBundle,
     DataFinding,
@@ -111,11 +111,16 @@ def missing(source: DataSource, data_dir: Path) -> str | None:
 
 
 def load(source: DataSource, place: DataPlace) -> DataBundle:
-    """Both splits, checked against the counts that the recipe expects. Raises DataError."""
+    """Both splits, checked against the counts and classes that the recipe expects. Raises DataError."""
+    from sltt_bench.data.loading import labels_of
+
     if (message := missing(source, place.data_dir)) is not None:
         raise DataError(message)
     bundle = source.load(place)
     source.check_counts(len(bundle.train), len(bundle.test))
+    for split, samples in (("train", bundle.train), ("test", bundle.test)):
+        if (outside := source.labels_outside(labels_of(samples).tolist())) is not None:
+            raise DamagedData(f"data set {source.name!r}: the {split} split: {outside}")
     return bundle
 
 

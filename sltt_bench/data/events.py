@@ -128,9 +128,16 @@ def _shrink(images: np.ndarray, size: int) -> np.ndarray:
 
 
 def as_events(t: np.ndarray, x: np.ndarray, y: np.ndarray, p: np.ndarray) -> np.ndarray:
-    """Columns [N] of any number type → events [N] of dtype EVENT."""
+    """Columns [N] of any number type → events [N] of dtype EVENT.
+
+    Raises UnreadableEvents for a column or row that is no whole number, or too large to be one of a camera.
+    """
     events = np.empty(len(t), dtype=EVENT)
-    events["t"], events["x"], events["y"], events["p"] = t, x, y, p
+    with np.errstate(invalid="ignore"):
+        events["t"], events["x"], events["y"], events["p"] = t, x, y, p
+    for name, given in (("x", x), ("y", y)):
+        if len(foreign := np.asarray(given)[events[name] != given]):
+            raise UnreadableEvents(f"it has events outside the pixels of a camera: {name} = {foreign[0]}")
     return events
 
 

@@ -290,9 +290,20 @@ class DataSource(Strict):
                     f"data.{split}_samples says {expected}; another split or a damaged copy?"
                 )
 
+    def labels_outside(self, labels: Sequence[int]) -> str | None:
+        """Why these labels are none of the classes', or None if they are."""
+        if not labels or 0 <= min(labels) <= max(labels) < self.classes:
+            return None
+        return (
+            f"its labels are {min(labels)}…{max(labels)}, but those of {counted(self.classes, 'class')} are "
+            f"0…{self.classes - 1}"
+        )
+
     def _counts_finding(self, split: str, labels: Sequence[int]) -> DataFinding:
         expected = self.train_samples if split == "train" else self.test_samples
         per_class = Counter(labels)
+        if outside := self.labels_outside(labels):
+            return DataFinding(False, split, outside)
         text = f"{counted(f'{len(labels):,}', 'sample')} of {counted(len(per_class), 'class')}"
         if len(labels) != expected or len(per_class) != self.classes:
             return DataFinding(False, split, f"{text}, but expected are {expected:,} of {self.classes}")

@@ -22,7 +22,7 @@ from sltt_bench.neurons import layers_of_neurons, reset_state
 from sltt_bench.torch_internals import uncompiled
 from sltt_bench.training.distributed import Ranks, combined
 from sltt_bench.training.experiment import Experiment, training_mode
-from sltt_bench.training.not_finite import likely_cause
+from sltt_bench.training.not_finite import likely_cause, weights_are_finite
 from sltt_bench.unroll import Unroll
 
 Batch = tuple[Tensor, Tensor]
@@ -120,7 +120,7 @@ def train(experiment: Experiment, setup: TrainingSetup, profiler: Profiler, list
         if len(rows) > 1:
             listener.ranks(epoch, rows)
         row = combined(rows)
-        diverged = _why_diverged(train_loss, experiment.scaler) if setup.report_accuracy else None
+        diverged = _why_diverged(train_loss, experiment) if setup.report_accuracy else None
         due = setup.checkpoint_every and (epoch % setup.checkpoint_every == 0 or epoch == setup.epochs)
         try:
             if due and not diverged:  # before the row is reported: a checkpoint carries its epoch's row
@@ -142,13 +142,16 @@ SMALLEST_LOSS_SCALE = 2.0**-20
 """Of fp16. It begins at 2¹⁶ and is halved where a gradient is not finite: below this, it is not for being too large."""
 
 
-def _why_diverged(train_loss: float, scaler: torch.amp.GradScaler) -> str | None:
-    """What became of the loss, or of gradients that are not finite at any scale, so that every step is skipped; None if
-    training goes on."""
+def _why_diverged(train_loss: float, experiment: Experiment) -> str | None:
+    """What became of the loss, of gradients that are not finite at any scale, so that every step is skipped, or of
+    weights; None if training goes on."""
+    scaler = experiment.scaler
     if not math.isfinite(train_loss):
         return f"{DIVERGED} {train_loss}"
     if scaler.is_enabled() and scaler.get_scale() < SMALLEST_LOSS_SCALE:
         return f"{DIVERGED} one of gradients that are not finite at any scale of fp16 (every step is skipped)"
+    if not weights_are_finite(experiment.network):
+        return f"{DIVERGED} one of weights that are not finite (neurons behind them never fire)"
     return None
 
 

@@ -30,5 +30,11 @@ def likely_cause(network: nn.Module, precision: str, *, epochs: int, inputs: Ite
     return f"training has made {weights} so: lower train.lr{mixed}{data}"
 
 
+def weights_are_finite(network: nn.Module) -> bool:
+    """Whether all parameters are; a device is waited for once."""
+    finite = [torch.isfinite(values).all() for values in network.parameters()]
+    return not finite or bool(torch.stack(finite).all())
+
+
 def _finite(values: Tensor) -> bool:
     return bool(torch.isfinite(values).all())

@@ -31,7 +31,15 @@ from sltt_bench import data
 from sltt_bench.command_line.cli import app
 from sltt_bench.data import DataBundle, DataError, DataPlace, dvs_gesture
 from sltt_bench.data.download import all_or_nothing, unpack
-from sltt_bench.data.events import EVENT, FrameCache, Framing, Recording, UnreadableEvents, count_frames
+from sltt_bench.data.events import (
+    EVENT,
+    FrameCache,
+    Framing,
+    Recording,
+    UnreadableEvents,
+    as_events,
+    count_frames,
+)
 from sltt_bench.data.images import read_image
 from sltt_bench.data.source import no_progress
 
@@ -265,6 +273,14 @@ def test_events_outside_the_sensor_are_named(place: int, tmp_path: Path) -> None
     np.save(file, columns)
     with pytest.raises(DataError, match=r"user01_led/3\.npy cannot be read: it has events outside the"):
         load("dvs-gesture", tmp_path, split="tonic-1077-264", **counts)
+
+
+@pytest.mark.parametrize("place", [65_541, 3.7, -0.4, np.nan, np.inf])
+@pytest.mark.parametrize("axis", ["x", "y"])
+def test_a_place_that_is_no_pixel_is_named_and_not_rounded_or_wrapped_to_one(axis: str, place: float) -> None:
+    columns = {name: np.array([3, 4, 5]) for name in "txyp"} | {axis: np.array([3, place, 5])}
+    with pytest.raises(UnreadableEvents, match=rf"outside the pixels of a camera: {axis} = {place}"):
+        as_events(**columns)
 
 
 @pytest.mark.parametrize("polarity", [-1, 2])

@@ -345,21 +345,37 @@ class Ones(DataSource):
 '''
 
 
-def test_a_third_partys_data_set_is_one_class_behind_an_entry_point(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataSource:
+    """The third party's data set, of two classes."""
     info = tmp_path / "ones-1.0.dist-info"
     info.mkdir()
     (tmp_path / "ones_data.py").write_text(THIRD_PARTY)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: ones\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[sltt_bench.data]\nones = ones_data:Ones\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    recipe = load_recipe("digits", {"data": {"name": "ones"}, "timesteps": 2})
-    bundle = data.load(recipe.data, DataPlace(tmp_path, 2))
+    return load_recipe("digits", {"data": {"name": "ones"}, "timesteps": 2}).data
+
+
+def test_a_third_partys_data_set_is_one_class_behind_an_entry_point(ones: DataSource, tmp_path: Path) -> None:
+    bundle = data.load(ones, DataPlace(tmp_path, 2))
     assert (len(bundle.train), len(bundle.test)) == (4, 2)
     assert "ones" in names()
     assert [finding.ok for finding in data.verify("ones", tmp_path)] == [True, True]
     assert data.prepare("ones", tmp_path) == ["ones needs no files: nothing to get."]
+
+
+@pytest.mark.parametrize("label", [-1, 2])
+def test_a_label_that_no_class_has_is_named_before_it_meets_a_loss(
+    label: int, ones: DataSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        type(ones), "labels", lambda self, data_dir, split: [0, label] * (1 + (split == "train"))
+    )
+    outside = f"its labels are {min(0, label)}…{max(0, label)}, but those of 2 classes are 0…1"
+    with pytest.raises(DataError, match=f"the train split: {outside}"):
+        data.load(ones, DataPlace(tmp_path, 2))
+    assert [(finding.ok, finding.text) for finding in data.verify("ones", tmp_path)] == [(False, outside)] * 2
 
 
 def test_data_of_ones_own_are_for_oneself_to_put_in_place(

@@ -147,7 +147,7 @@ class CallsItsNeuronsTwice(nn.Module):
     [
         (
             Recurrent(nn.Linear(4, 4), LIF(NEURON), TimeBatchNorm(4, 0.5)),
-            "a TimeBatchNorm .* lies within 0, which",
+            "a TimeBatchNorm .* lies within the layer '0', which",
         ),
         (CallsItsNeuronsTwice(), "a LIF is called more than once in a step"),
     ],

@@ -4,8 +4,14 @@ from typing import Any
 
 import pytest
 import torch
+from engine_parts import Batches, Rows, Setup
 from torch import nn
 
+from sltt_bench.common.failures import DIVERGED
+from sltt_bench.measure import Profiler
+from sltt_bench.planning.plan import Cell
+from sltt_bench.planning.recipe import load_recipe
+from sltt_bench.training import engine, experiment
 from sltt_bench.training.not_finite import likely_cause
 
 FINITE = torch.ones(2, 3)
@@ -39,3 +45,28 @@ def test_each_cause_has_its_own_remedy(case: str) -> None:
     cause = likely_cause(network(facts.pop("weight", 1.0)), facts.pop("precision"), **facts)
     assert named in cause
     assert not_named not in cause
+
+
+def test_weights_that_are_not_finite_end_a_training_whose_loss_stays_finite() -> None:
+    """A neuron whose potential is not a number does not fire, and the classes become equally likely."""
+    recipe = {"model": {"name": "mlp", "hidden": [8]}}
+    cell = Cell(load_recipe("digits", recipe), "sltt", "reference", seed=0, device="cpu")
+    subject = experiment.assemble(cell, torch.device("cpu"), experiment.make_backend(cell))
+    x = torch.ones(4, 1, 8, 8)
+    x[0] = torch.nan
+    setup = engine.TrainingSetup(
+        train=Batches([(x, torch.arange(4))] * 2),
+        evaluated={},
+        preprocess=Setup.preprocess,
+        schedule=experiment.build_schedule(cell.recipe, subject.optimizer),
+        epochs=2,
+        checkpoint_every=0,
+    )
+    listener: Any = Rows()
+    with Profiler(torch.device("cpu")) as profiler, pytest.raises(engine.TrainingDiverged) as failure:
+        engine.train(subject, setup, profiler, listener)
+    (row,) = listener.rows
+    assert row["train_loss"] < 4
+    assert str(failure.value).startswith(DIVERGED)
+    assert "weights that are not finite" in str(failure.value)
+    assert "see that the data are finite" in str(failure.value)
