@@ -80,7 +80,7 @@ def test_run_installs_once_then_trains_estimates_and_reports(
 
 
 def test_test_runs_every_check_and_ends_at_the_first_that_fails(
-    bootstrap: ModuleType, commands: Recorder, monkeypatch: pytest.MonkeyPatch
+    bootstrap: ModuleType, commands: Recorder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with pytest.raises(SystemExit, match="0"):
         call(bootstrap, monkeypatch, "test")
@@ -92,6 +92,14 @@ def test_test_runs_every_check_and_ends_at_the_first_that_fails(
         commands.failing = failing
         with pytest.raises(SystemExit, match="1"):
             call(bootstrap, monkeypatch, "test")
+    commands.failing = ""
+    for cold in (True, False):
+        commands.commands.clear()
+        with pytest.raises(SystemExit, match="0"):
+            call(bootstrap, monkeypatch, "test")
+        listed = ["--collect-only" in command for command in commands.commands if "pytest" in command]
+        assert listed == [True, False][1 - cold :], "what tests load is compiled once, by one process"
+        (tmp_path / "tests" / "__pycache__").mkdir(parents=True, exist_ok=True)
     commands.commands.clear()
     commands.failing = "lint-imports"
     with pytest.raises(SystemExit, match="1"):
