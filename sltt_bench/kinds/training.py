@@ -68,8 +68,7 @@ def train_and_evaluate(cell: Cell, job: Job, reporter: "Reporter", evaluated: Se
             batch = next(iter(loaders["train"]))
             labels = [labels_of(getattr(bundle, split)) for split in splits]
             content = content_sha256(cell.recipe.data, bundle, evaluated)
-            reporter.send("measured_with", data_sha256=tensors_sha256([*batch, *labels]))
-            reporter.send("measured_with", **content)
+            reporter.send("measured_with", data_sha256=tensors_sha256([*batch, *labels]), **content)
             own.update(content, labels_sha256=tensors_sha256(labels))
             return instrumented_peak(cell, device, batch, bundle.preprocess, ranks)
 
