@@ -244,11 +244,9 @@ def _counted(row: SeedsNeeded, differences: Floats, metric: Metric, resolution: 
         )
     seeds = pairs_for(effect / spread, row.power)
     cautious = pairs_for(effect / upper_limit_of_spread(spread, pairs), row.power)
-    beyond = f"more than {MOST_SEEDS:,} seeds"
-    if seeds is None:
-        reason = f"{row.effect:g} {row.unit} need {beyond}"
-    else:
-        reason = f"{row.effect:g} {row.unit} may need {beyond}" if cautious is None else ""
+    effect_words = f"{row.effect:g} %" if metric.as_ratio else counted(row.effect, "point")
+    needed = "are" if seeds is None else "may be"
+    reason = f"for {effect_words} more than {MOST_SEEDS:,} seeds {needed} needed" * (cautious is None)
     return replace(row, seeds=seeds, cautious_seeds=cautious, reason=reason)
 
 

@@ -113,7 +113,7 @@ def test_a_ratio_is_told_in_percent_and_counted_on_a_logarithmic_scale(tmp_path:
         ([0.01], 10_000, "one pair has no spread"),
         ([0.01, 0.01, 0.01], 10_000, "differ alike"),
         (SHIFTS, 100, r"no more than one test sample \(1.00 points\)"),
-        ([0.9, -0.9, 0.05], 10**7, "more than 10,000 seeds"),
+        ([0.9, -0.9, 0.05], 10**7, "for 0.5 points more than 10,000 seeds are needed"),
     ],
 )
 def test_a_count_that_cannot_be_given_is_empty_with_its_reason(
