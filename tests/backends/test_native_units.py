@@ -440,6 +440,13 @@ def with_noisy_weights() -> nn.Module:
     return layer
 
 
+def with_spectral_norm() -> nn.Module:
+    """Of a weight whose power iteration has come to its end; that of the next weight has not."""
+    layer = nn.Linear(3, 3)
+    layer.weight.data = torch.diag(torch.tensor([1.0, 0.0, 0.0]))
+    return spectral_norm(layer)
+
+
 @pytest.mark.parametrize(
     ("layer", "reason"),
     [
