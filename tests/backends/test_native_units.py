@@ -454,7 +454,7 @@ def with_spectral_norm() -> nn.Module:
         (lambda: Counts(3, 3), "a Counts puts out something else the second time"),
         (with_noisy_weights, "it draws random numbers"),
         (
-            lambda: spectral_norm(nn.Linear(3, 3)),
+            with_spectral_norm,
             "buffer 0.parametrizations.weight.0._u changes at every call",
         ),
     ],
