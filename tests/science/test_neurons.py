@@ -143,5 +143,5 @@ def test_a_layer_that_carries_a_list_is_told_to_name_each_tensor() -> None:
     layer = Delays()
     detach_state(layer)
     layer.past = [torch.zeros(1)]
-    with pytest.raises(TypeError, match="Delays carries past, which is a list: give each tensor .* a name"):
+    with pytest.raises(TypeError, match=r"Delays carries past, which is a list: give each tensor .* a name"):
         detach_state(layer)
