@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +26,12 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+            if sys.platform != "win32":  # which renames no open file
+                temporary.replace(
+                    path
+                )  # while it is held: else another writer's `remove_unfinished` may come between
+        if sys.platform == "win32":
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 

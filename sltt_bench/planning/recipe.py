@@ -57,10 +57,7 @@ def load_recipe(
     layers = [smoke_layer, override] if smoke and smoke_layer is not None else [override]
     recipe, faults = reading.resolved(layers, any_k=any_k)
     if recipe is None:
-        lines = [
-            blamed(fault, reading.files, layers, lambda fewer: reading.resolved(fewer, any_k=any_k)[1])
-            for fault in faults
-        ]
+        lines = blamed(faults, reading.files, layers, lambda fewer: reading.resolved(fewer, any_k=any_k)[1])
         raise RecipeError(str(reading.path), [str(fault) for fault in faults], lines)
     if not smoke and smoke_layer is not None and reading.path.name != RECIPE_FILE:
         _check_smoke(reading, smoke_layer, [] if place is None else [override])

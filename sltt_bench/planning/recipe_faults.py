@@ -131,15 +131,23 @@ def blamed_on_layer(fault: Fault, layer: Layer, faults_with: Callable[[Layer], C
 
 
 def blamed(
-    fault: Fault,
+    faults: Sequence[Fault],
     files: Files,
     layers: Sequence[Layer],
     faults_under: Callable[[Sequence[Layer]], Collection[Fault]],
-) -> str:
-    """Returns the fault, prefixed by where it comes from. `faults_under`: all that is wrong with the files under some layers."""
-    if (line := blamed_on_settings(fault, layers)) is not None:
-        return line
-    if fault in faults_under([]):
-        return blamed_on_files(fault, files)
-    first = next(number for number in range(len(layers)) if fault in faults_under(layers[: number + 1]))
-    return blamed_on_layer(fault, layers[first], lambda varied: faults_under([*layers[:first], varied]))
+) -> list[str]:
+    """Returns the faults, each prefixed by where it comes from, as many as a RecipeError shows.
+
+    `faults_under`: all that is wrong with the files under some layers.
+    """
+    before = [{*faults_under(layers[:number])} for number in range(len(layers))]
+
+    def line(fault: Fault) -> str:
+        if (of_setting := blamed_on_settings(fault, layers)) is not None:
+            return of_setting
+        if fault in before[0]:
+            return blamed_on_files(fault, files)
+        first = next((number for number, known in enumerate(before[1:]) if fault in known), len(layers) - 1)
+        return blamed_on_layer(fault, layers[first], lambda varied: faults_under([*layers[:first], varied]))
+
+    return [line(fault) for fault in faults[:_MAX_FAULTS]]

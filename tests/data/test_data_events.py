@@ -492,6 +492,21 @@ def test_a_file_taken_for_abandoned_before_it_was_held_is_begun_anew(
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"frames"]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows renames no open file")
+def test_a_file_is_held_until_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two cells that fill one cache, one begins while the other ends."""
+    rename = Path.replace
+
+    def late(path: Path, target: Path) -> Path:
+        remove_unfinished(tmp_path)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "replace", late)
+    with atomic_file(tmp_path / "frames.npy") as file:
+        file.write(b"frames")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"frames"]
+
+
 def test_two_machines_that_write_one_file_at_once_each_write_a_whole_one(tmp_path: Path) -> None:
     """Their processes may have the same number, as two threads of this one have."""
     file = tmp_path / "frames.npy"

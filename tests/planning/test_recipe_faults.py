@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sltt_bench.command_line.cli import app
+from sltt_bench.planning import recipe
 from sltt_bench.planning.plan import Request, make_plans
 from sltt_bench.planning.recipe import load_recipe
 from sltt_bench.planning.recipe_faults import RecipeError
@@ -222,3 +223,18 @@ def test_the_methods_of_a_recipe_are_blamed_for_what_they_cannot_train(write_rec
         with pytest.raises(RecipeError) as caught:
             make_plans(str(own), request)
         assert lines_of(caught)[0].startswith(f"{own}: methods: method 'ottt' is derived for")
+
+
+def test_a_recipe_with_hundreds_of_faults_is_read_once_more_for_all_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once for each, a file with two hundred faulty claims took a minute."""
+    validated, calls = recipe.validated, []
+    monkeypatch.setattr(recipe, "validated", lambda *args: calls.append(1) or validated(*args))
+    file = tmp_path / "many.yaml"
+    file.write_text("extends: digits\nclaims:\n" + "  - {method: sltt}\n" * 60, encoding="utf-8")
+    with pytest.raises(RecipeError, match="many.yaml: claims.0.metric: is missing") as error:
+        load_recipe(str(file))
+    assert len(error.value.faults) > 60
+    assert str(error.value).count("\n") == 25
+    assert len(calls) == 2
