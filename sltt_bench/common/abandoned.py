@@ -4,6 +4,7 @@ Who makes one locks it, or a file in it. The system takes the lock back when the
 ends, whatever ends it.
 """
 
+import multiprocessing
 import os
 import shutil
 import sys
@@ -75,9 +76,14 @@ def own_temporary_folder() -> Iterator[None]:
         yield
         return
     tempfile.tempdir = os.environ["TMPDIR"] = folder
+    # multiprocessing keeps a folder in it for the whole process, and would remove that as the process ends.
+    of_process = multiprocessing.current_process()._config  # type: ignore[attr-defined]
+    sockets = of_process.get("tempdir")
+    of_process["tempdir"] = folder
     try:
         yield
     finally:
+        of_process["tempdir"] = sockets
         tempfile.tempdir, variable = earlier
         os.environ.pop("TMPDIR", None)
         if variable is not None:

@@ -296,6 +296,24 @@ def test_a_temporary_folder_that_somebody_still_writes_to_is_removed_later(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_sockets_of_processes_have_a_folder_in_each_of_the_cells_of_one_process(tmp_path: Path) -> None:
+    """multiprocessing makes one folder in a process: for the second cell, that of the first was gone."""
+    program = """
+from multiprocessing.connection import Listener
+from sltt_bench.common.abandoned import own_temporary_folder
+for cell in range(2):
+    with own_temporary_folder():
+        Listener(family="AF_UNIX").close()
+Listener(family="AF_UNIX").close()
+"""
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, check=False, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_temporary_files_of_a_killed_cell_go_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, smoke_cell: Callable[..., Cell]
 ) -> None:
