@@ -1,14 +1,17 @@
 """Removes temporary files and folders that a killed process left, and none of a living one.
 
 Who makes one locks it, or a file in it. The system takes the lock back when the last process that has the file open
-ends, whatever ends it.
+ends, whatever ends it. Some shared file systems show a lock to no other machine: so that names hold
+that of the machine, and each machine removes its own.
 """
 
 import multiprocessing
 import os
+import platform
 import shutil
 import sys
 import tempfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,7 +20,9 @@ from typing import BinaryIO
 if sys.platform != "win32":
     import fcntl
 
-_PREFIX, _MARK = "sltt-bench-", ".in-use"
+MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"
+"""In names of temporary files and folders; short, since a socket's path has about a hundred characters at most."""
+_PREFIX, _MARK = f"sltt-bench-{MACHINE}-", ".in-use"
 """Names of temporary folders, and of the file in each that is locked."""
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from sltt_bench.common.abandoned import new_held_file, remove_abandoned
+from sltt_bench.common.abandoned import MACHINE, new_held_file, remove_abandoned
 
 
 @contextmanager
@@ -20,7 +20,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     stays. A writer that is killed leaves a hidden file, which `remove_unfinished` removes.
     """
     # No process number, since machines or containers that share a folder often have equal ones.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    temporary = path.with_name(f".{path.name}.{MACHINE}.{secrets.token_hex(8)}.tmp")
     try:
         with new_held_file(temporary) as file:
             yield file
@@ -37,6 +37,6 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def remove_unfinished(*folders: Path) -> None:
-    """Remove from folders what writers left that were killed; files of living ones stay."""
+    """Remove from folders what writers on this machine left that were killed; files of living ones stay."""
     for folder in folders:
-        remove_abandoned(folder.glob(".*.tmp"))
+        remove_abandoned(folder.glob(f".*.{MACHINE}.*.tmp"))

@@ -15,7 +15,8 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
-from sltt_bench.common.atomic_files import atomic_file, remove_unfinished
+from sltt_bench.common.abandoned import remove_abandoned
+from sltt_bench.common.atomic_files import atomic_file
 from sltt_bench.common.errors import UserError
 from sltt_bench.common.format import format_bytes
 from sltt_bench.common.printable import printable
@@ -68,7 +69,8 @@ class RunFolder:
                 (path / folder).mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(path / ".lock", timeout=0)
             self._lock.acquire()
-            remove_unfinished(path, *path.glob("*/"))
+            # Of whatever machine: the lock keeps others out.
+            remove_abandoned([*path.glob(".*.tmp"), *path.glob("*/.*.tmp")])
         except Timeout:
             raise ResultsError(
                 f"{path}: another run is writing here; wait for it, or start a run of its own without --resume"

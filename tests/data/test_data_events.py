@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -27,7 +28,7 @@ from data_files import (
 from PIL import Image
 
 from sltt_bench import data
-from sltt_bench.common import abandoned
+from sltt_bench.common import abandoned, atomic_files
 from sltt_bench.common.atomic_files import atomic_file, remove_unfinished
 from sltt_bench.data import DataBundle, DataError, DataPlace, digits_saccade, dvs_cifar10, dvs_gesture
 from sltt_bench.data.digits_saccade import DigitsSaccade
@@ -505,6 +506,24 @@ def test_a_file_is_held_until_it_has_its_name(tmp_path: Path, monkeypatch: pytes
     with atomic_file(tmp_path / "frames.npy") as file:
         file.write(b"frames")
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"frames"]
+
+
+def test_what_another_machine_writes_is_not_taken_for_abandoned_where_locks_are_not_shared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Lustre with `localflock`: a lock of another machine is not seen."""
+    monkeypatch.setattr(abandoned, "_lock", lambda file: None)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with atomic_file(tmp_path / "frames.npy") as file, abandoned.own_temporary_folder():
+        own = Path(tempfile.gettempdir())
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        monkeypatch.setattr(abandoned, "_PREFIX", "sltt-bench-another-")
+        monkeypatch.setattr(atomic_files, "MACHINE", "another")
+        remove_unfinished(tmp_path)
+        abandoned.remove_abandoned_folders()
+        file.write(b"frames")
+        assert own.is_dir()
+    assert (tmp_path / "frames.npy").read_bytes() == b"frames"
 
 
 def test_two_machines_that_write_one_file_at_once_each_write_a_whole_one(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ import psutil
 import pytest
 from started_runs import ARGUMENTS, only_run, rows, start, wait_until
 
-from sltt_bench.common.abandoned import own_temporary_folder, remove_abandoned_folders
+from sltt_bench.common.abandoned import MACHINE, own_temporary_folder, remove_abandoned_folders
 from sltt_bench.common.lasting_output import LastingOutput
 from sltt_bench.common.memory_limit import memory_limit, oom_kills
 from sltt_bench.planning.plan import Cell
@@ -249,7 +249,7 @@ def test_temporary_files_of_a_process_go_when_it_ends_or_is_killed_and_nobody_el
 ) -> None:
     program = """
 import os, signal, subprocess, sys, tempfile
-from sltt_bench.common.abandoned import own_temporary_folder
+from sltt_bench.common.abandoned import MACHINE, own_temporary_folder
 with own_temporary_folder():
     tempfile.mkstemp()
     subprocess.run(["sh", "-c", "mktemp -d; kill -9 $PPID"] if "killed" in sys.argv else ["mktemp"], check=True)
@@ -280,8 +280,9 @@ def test_a_temporary_folder_that_somebody_still_writes_to_is_removed_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    (tmp_path / "sltt-bench-left" / "records").mkdir(parents=True)
-    (tmp_path / "sltt-bench-left" / ".in-use").touch()
+    left = tmp_path / f"sltt-bench-{MACHINE}-left"
+    (left / "records").mkdir(parents=True)
+    (left / ".in-use").touch()
 
     def still_written_to(path: Path, **_: Any) -> None:
         for file in filter(Path.is_file, path.rglob("*")):
@@ -296,29 +297,30 @@ def test_a_temporary_folder_that_somebody_still_writes_to_is_removed_later(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_sockets_of_processes_have_a_folder_in_each_of_the_cells_of_one_process(tmp_path: Path) -> None:
+def test_sockets_of_processes_have_a_folder_in_each_of_the_cells_of_one_process() -> None:
     """multiprocessing makes one folder in a process: for the second cell, that of the first was gone."""
     program = """
 from multiprocessing.connection import Listener
-from sltt_bench.common.abandoned import own_temporary_folder
+from sltt_bench.common.abandoned import MACHINE, own_temporary_folder
 for cell in range(2):
     with own_temporary_folder():
         Listener(family="AF_UNIX").close()
 Listener(family="AF_UNIX").close()
 """
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, check=False, capture_output=True, text=True
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert list(tmp_path.iterdir()) == []
+    with tempfile.TemporaryDirectory() as folder:  # a socket's path has about a hundred characters at most
+        environment = {**os.environ, "TMPDIR": folder}
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=environment, check=False, capture_output=True, text=True
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert not os.listdir(folder)
 
 
 def test_temporary_files_of_a_killed_cell_go_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, smoke_cell: Callable[..., Cell]
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    folder = tmp_path / "sltt-bench-left"
+    folder = tmp_path / f"sltt-bench-{MACHINE}-left"
     with_worker(f"mkdir {folder}; touch {folder}/.in-use {folder}/kernel.ptx; kill -9 $$", monkeypatch)
     attempt = Attempt(smoke_cell(), Outcome("error"))
     with Lanes() as places:
