@@ -143,11 +143,17 @@ class Stateful(nn.Module):
         return self.carried
 
     def map_state(self, function: Callable[[Tensor], Tensor]) -> None:
-        """Replace each carried tensor by `function` of it."""
+        """Replace each carried tensor by `function` of it. Raises TypeError for what is none."""
         for name in self.state_names():
             value: Tensor | None = getattr(self, name)
-            if value is not None:
-                setattr(self, name, function(value))
+            if value is None:
+                continue
+            if not isinstance(value, Tensor):
+                raise TypeError(
+                    f"{type(self).__name__} carries {name}, which is a {type(value).__name__}: give each tensor that a "
+                    "step hands to the next a name of its own in `carried`"
+                )
+            setattr(self, name, function(value))
 
     def detach_state(self) -> None:
         """Make the carried state a constant, through which no gradient flows."""

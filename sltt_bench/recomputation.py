@@ -137,7 +137,7 @@ class _StepTried:
         network.train()
         torch.manual_seed(0)
         generators, buffers = _generators(x), _buffers(network)
-        values = {name: buffer.clone() for name, buffer in buffers.items()}
+        values = {name: (buffer.clone(), times_changed(buffer)) for name, buffer in buffers.items()}
         kept = PythonState(network)
         hooks = [module.register_forward_hook(self._note) for module in network.modules()]
         hooks += [module.register_forward_pre_hook(self._note_input) for module in network.modules()]
@@ -153,8 +153,13 @@ class _StepTried:
         )
         self.draws_elsewhere = kept.drawn()
         """Description of random numbers drawn from generators other than torch's global one."""
+        # One that has been written to counts also if it is as before: a power iteration that has converged, for example.
         self.changed = [
-            name for name, value in values.items() if name not in after or not torch.equal(value, after[name])
+            name
+            for name, (value, times) in values.items()
+            if name not in after
+            or not torch.equal(value, after[name])
+            or (after[name] is buffers[name] and times_changed(after[name]) != times)
         ]
         reset_state(network)
         after_reset = PythonState(network).numbers

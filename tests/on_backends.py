@@ -65,7 +65,7 @@ def build(backend: Backend, model: str, neuron: LIFParameters, dtype: torch.dtyp
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in network.parameters():
-            if parameter.ndim > 1:
+            if parameter.ndim > 1 and parameter.any():  # a readout that begins at 0 would hand no gradient on
                 parameter *= 1.5
             else:
                 parameter += 0.1 * torch.randn(parameter.shape, generator=generator)

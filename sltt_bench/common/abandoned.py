@@ -93,11 +93,24 @@ def own_temporary_folder() -> Iterator[None]:
         os.environ.pop("TMPDIR", None)
         if variable is not None:
             os.environ["TMPDIR"] = variable
+        with suppress(OSError):
+            _remove_folder_of(Path(folder, _MARK))
         held.close()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_abandoned_folders() -> None:
     """Remove the temporary folders of processes that were killed."""
     marks = Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/{_MARK}")
-    remove_abandoned(marks, lambda mark: shutil.rmtree(mark.parent))
+    remove_abandoned(marks, _remove_folder_of)
+
+
+def _remove_folder_of(mark: Path) -> None:
+    """Remove a temporary folder, its mark last: a process that is about to end may still write there, and what it leaves
+    is then found again. Raises OSError.
+    """
+    for path in mark.parent.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path != mark:
+            path.unlink()
+    shutil.rmtree(mark.parent)

@@ -43,6 +43,13 @@ def small_tensors_count_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sltt_bench.backends.native.loop_invariants.SMALL", 0)
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_these_networks_hand_a_gradient_to_every_parameter(model: str) -> None:
+    """Else it would be no comparison: the readout of a normaliser-free network begins at 0."""
+    gradients = train_reference(model, "bptt", dtype=torch.float64).gradients
+    assert [name for name, gradient in gradients.items() if not gradient.any()] == []
+
+
 RULES = [*((method, False) for method in METHODS), ("bptt", True), ("sltt", True), ("sltt-k2", True)]
 
 

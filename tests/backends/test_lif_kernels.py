@@ -607,21 +607,27 @@ def test_pieces_give_what_the_whole_gives(reset: str) -> None:
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this is the test that interprets")
-def test_triton_kernels_pass_these_tests_in_the_interpreter(request: pytest.FixtureRequest) -> None:
+def test_triton_kernels_pass_these_tests_and_train_networks_in_the_interpreter(
+    request: pytest.FixtureRequest,
+) -> None:
     pytest.importorskip("triton")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
-    command += ["--campaign", request.config.getoption("--campaign")]
+    campaign = request.config.getoption("--campaign")
+    trainings = "tests/training/test_any_training.py"
+    command = [
+        sys.executable, "-m", "pytest", "-rp", "-p", "no:cacheprovider", "-p", "no:xdist", "--campaign", campaign,
+        __file__, trainings,
+    ]  # fmt: skip
     done = subprocess.run(
         command,
         env={**os.environ, "TRITON_INTERPRET": "1"},
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=3600 if campaign == "long" else 300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "passed" in done.stdout
-    assert "failed" not in done.stdout
+    for file in ("test_lif_kernels.py", trainings):
+        assert re.search(f"^PASSED .*{file}::", done.stdout, re.MULTILINE), done.stdout
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the compiler is not the interpreter")

@@ -14,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from on_backends import T, build, gradient_error, train, train_own, train_reference
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from sltt_bench import backends, methods, models
 from sltt_bench.backends.native import units as units_module
@@ -478,6 +480,58 @@ def test_a_network_without_units_says_why(kind: Callable[..., nn.Module], reason
     network = kind(nn.Linear(3, 3), LIF(LIFParameters()))
     with pytest.raises(NotSeparable, match=reason):
         UnitNetwork(network, torch.rand(2, 3))
+
+
+class Noisy(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + torch.randn(3)
+
+
+class Counts(nn.Linear):
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.calls * super().forward(x)
+
+
+class AddsNoise(nn.Module):
+    def forward(self, w: Tensor) -> Tensor:
+        return w + torch.randn_like(w)
+
+
+def with_noisy_weights() -> nn.Module:
+    layer = nn.Linear(3, 3)
+    parametrize.register_parametrization(layer, "weight", AddsNoise())
+    return layer
+
+
+def with_spectral_norm() -> nn.Module:
+    """Of a weight whose power iteration has come to its end; that of the next weight has not."""
+    layer = nn.Linear(3, 3)
+    layer.weight.data = torch.diag(torch.tensor([1.0, 0.0, 0.0]))
+    return spectral_norm(layer)
+
+
+@pytest.mark.parametrize(
+    ("layer", "reason"),
+    [
+        (lambda: Noisy(3, 3), "it draws random numbers"),
+        (lambda: Counts(3, 3), "a Counts puts out something else the second time"),
+        (with_noisy_weights, "it draws random numbers"),
+        (
+            with_spectral_norm,
+            "buffer 0.parametrizations.weight.0._u changes at every call",
+        ),
+    ],
+)
+def test_a_layer_that_is_derived_from_torchs_or_parametrised_is_tried_like_any_other(
+    layer: Callable[[], nn.Module], reason: str
+) -> None:
+    network = nn.Sequential(layer(), LIF(LIFParameters()))
+    with pytest.raises(NotSeparable, match=reason):
+        UnitNetwork(network, torch.rand(2, 3))
+    UnitNetwork(nn.Sequential(weight_norm(nn.Linear(3, 3)), LIF(LIFParameters())), torch.rand(2, 3))
 
 
 def test_a_network_without_units_is_trained_step_by_step_and_the_provenance_says_so() -> None:

@@ -233,11 +233,6 @@ def a_cell_whose_runner_was_killed_on_another_machine_before_its_row(top: Path) 
 # Repetitions ------------------------------------------------------------------------------------
 
 
-def _twice(claim: Mapping[str, Any], top: Path, **second: Any) -> None:
-    measure(run(top / "a", claim))
-    measure(run(top / "b", claim, number=50), **second)
-
-
 @temptation("repetitions of one cell reached 15.00 % and 95.00 %", words=["not comparable"], never=["55.00"])
 def a_seed_that_reached_95_percent_once_and_15_the_other_time(top: Path) -> None:
     into = run(top / "a", ACCURACY)

@@ -1,9 +1,11 @@
 """Surroundings that are not as one would wish: readers that go away, few open files, limits, folders that move."""
 
+import errno
 import json
 import os
 import queue
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -272,6 +274,27 @@ with own_temporary_folder():
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
         remove_abandoned_folders()
         assert set(tmp_path.iterdir()) == {of_a_user, living}
+
+
+def test_a_temporary_folder_that_somebody_still_writes_to_is_removed_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    left = tmp_path / f"sltt-bench-{MACHINE}-left"
+    (left / "records").mkdir(parents=True)
+    (left / ".in-use").touch()
+
+    def still_written_to(path: Path, **_: Any) -> None:
+        for file in filter(Path.is_file, path.rglob("*")):
+            file.unlink()
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", still_written_to)
+        remove_abandoned_folders()
+    assert len(list(tmp_path.rglob("*"))) == 3
+    remove_abandoned_folders()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_sockets_of_processes_have_a_folder_in_each_of_the_cells_of_one_process() -> None:

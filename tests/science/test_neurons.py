@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sltt_bench.neurons import LIF, LIFParameters, detach_state, integrate, lif_step, reset_state
+from sltt_bench.neurons import LIF, LIFParameters, Stateful, detach_state, integrate, lif_step, reset_state
 from sltt_bench.surrogates import SURROGATES
 
 currents = st.lists(st.floats(-3, 3), min_size=1, max_size=12)
@@ -133,3 +133,15 @@ def test_detaching_keeps_the_potential_and_cuts_its_gradient():
     detach_state(network)
     assert not network[1].potential.requires_grad
     assert torch.equal(network[1].potential, before)
+
+
+def test_a_layer_that_carries_a_list_is_told_to_name_each_tensor() -> None:
+    class Delays(Stateful):
+        carried = ("past",)
+        past: list[torch.Tensor] | None = None
+
+    layer = Delays()
+    detach_state(layer)
+    layer.past = [torch.zeros(1)]
+    with pytest.raises(TypeError, match=r"Delays carries past, which is a list: give each tensor .* a name"):
+        detach_state(layer)

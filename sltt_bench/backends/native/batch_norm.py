@@ -224,10 +224,14 @@ class _Normalise(torch.autograd.Function):
         *biases: Tensor,
     ) -> Tensor:
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, weight, bias, mean, variance)
+        ctx.save_for_backward(x, mean, variance)
         ctx.eps, ctx.of_batch = eps, of_batch
         ctx.to_input, ctx.saved, ctx.biases = None, saved, biases
-        ctx.scales = weight, bias
+        ctx.scales = (
+            weight,
+            bias,
+        )  # not saved: torch 2.6 forgets the hooks on parameters that hooks of saved tensors unpack
+        ctx.scales_changed = tuple(map(times_changed, ctx.scales))
         return placeholder_like(x)
 
     @staticmethod
@@ -273,7 +277,12 @@ def gradient_passes_through(node: Any, kernels: Kernels, **step: Any) -> Tensor:
     or belong to a checkpoint, which allows one access. `step`: the other arguments of
     `Kernels.backward_normalised`.
     """
-    x, weight, bias, mean, variance = node.saved_tensors
+    x, mean, variance = node.saved_tensors
+    weight, bias = node.scales
+    if tuple(map(times_changed, node.scales)) != node.scales_changed:
+        raise RuntimeError(
+            "γ or β of a batch norm was changed in place although the backward pass needs it; change it between iterations"
+        )
     norm = BatchNormParameters(mean, variance, weight.detach(), bias.detach(), node.eps, node.of_batch)
     grad, sums = kernels.backward_normalised(**step, x=x, norm=norm)
     node.to_input = partial(kernels.backward_to_input, x=x, norm=norm, sums=sums)

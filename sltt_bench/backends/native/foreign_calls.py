@@ -13,7 +13,7 @@ THE_SAME_AGAIN = (
     nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.Flatten, nn.Identity, nn.ReLU,
     nn.modules.pooling._AvgPoolNd, nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd,
 )  # fmt: skip
-"""Layers of torch that the networks of this package use; they give the same result again."""
+"""Layers of torch that the networks of this package use; they give the same result again, as torch defines them."""
 
 
 def foreign_call(graph: fx.Graph, network: nn.Module) -> str | None:
@@ -24,7 +24,7 @@ def foreign_call(graph: fx.Graph, network: nn.Module) -> str | None:
             is_norm = isinstance(layer, nn.modules.batchnorm._BatchNorm)
             learns = bool(layer._buffers) and not is_norm
             counts = is_norm and layer.momentum is None  # its mean over all calls depends on their number
-            if learns or counts or not (isinstance(layer, THE_SAME_AGAIN) or _is_this_projects(type(layer))):
+            if learns or counts or not (_is_torchs(layer) or _is_this_projects(type(layer))):
                 return f"layer {node.target} is a {type(layer).__name__}"
         elif node.op == "call_function":
             module = getattr(node.target, "__module__", None)
@@ -33,6 +33,11 @@ def foreign_call(graph: fx.Graph, network: nn.Module) -> str | None:
         elif node.op == "call_method":
             return f"it calls {node.target}"
     return None
+
+
+def _is_torchs(layer: nn.Module) -> bool:
+    """Whether it is one of THE_SAME_AGAIN, and neither derived from one nor parametrised."""
+    return isinstance(layer, THE_SAME_AGAIN) and type(layer).__module__.startswith("torch.nn.modules.")
 
 
 def _is_this_projects(thing: Any) -> bool:
