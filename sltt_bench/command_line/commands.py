@@ -306,7 +306,7 @@ def show_plans(plans: list[Plan], *, out: Path, resume: bool) -> None:
             left = _left_of(plan, path)
             _say(
                 console,
-                f"--resume: {len(plan) - len(left)} of {counted(len(plan), 'cell')} are finished in {path}",
+                f"--resume: {len(plan) - len(left)} of {counted(len(plan), 'cell')} finished in {path}",
             )
             columns.append(column("--resume", partial(_left_to_do, path, left), numeric=False))
         elif resume:

@@ -183,7 +183,7 @@ def test_a_dry_run_says_what_resume_would_keep_continue_and_begin(tmp_path: Path
     before = sorted(tmp_path.rglob("*"))
     code, output = run(*arguments, "--out", str(tmp_path))
     assert code == 0
-    assert f"--resume: 1 of 4 cells are finished in {folder.path}\n" in output
+    assert f"--resume: 1 of 4 cells finished in {folder.path}\n" in output
     said = {fields[0]: " ".join(fields[3:]) for line in output.splitlines() if (fields := line.split())}
     words = ("kept", "runs", "goes on", "runs")
     assert [said[cell.cell_id] for cell in plan] == list(words)
