@@ -354,7 +354,7 @@ def ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataSource:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: ones\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[sltt_bench.data]\nones = ones_data:Ones\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    return load_recipe("digits", {"data": {"name": "ones"}, "timesteps": 2}).data
+    return load_recipe("digits", {"data": {"name": "ones"}, "model.channels": [4], "timesteps": 2}).data
 
 
 def test_a_third_partys_data_set_is_one_class_behind_an_entry_point(ones: DataSource, tmp_path: Path) -> None:
