@@ -239,7 +239,8 @@ class _Run:
         """Returns the outputs of all steps."""
         device = self._inputs[0].device.type
         enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-        self._autocast = lambda: torch.autocast(device, dtype=dtype, enabled=enabled)
+        # Without its cache, from which all steps would have one cast, so that their gradients were added in its format.
+        self._autocast = lambda: torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=False)
         self._kept_graphs = self._graphs_that_fit()
         every_step = range(len(self._inputs))
         for unit in self._units.units:
@@ -247,7 +248,7 @@ class _Run:
             self._values[unit.target] = []
             with _state_of_its_own(unit):
                 if self._kept_graphs[unit].is_whole:
-                    with torch.enable_grad(), self._hooks():
+                    with torch.enable_grad(), self._autocast(), self._hooks():
                         self._graphs[unit] = self._compute(unit, every_step, self._keep)
                 else:
                     self._statistics[unit], self._x[unit] = defaultdict(list), {}
