@@ -548,7 +548,7 @@ def test_the_page_names_the_code_of_which_a_cpus_times_are() -> None:
     (usual,) = set(revisions.values())
     assert f"24 November 2026, of the code of commit {usual}. BPTT unit by unit" in page
     assert f"is of 29 November, of commit {exact}; its row" in page
-    assert f"is of 28 November, of commit {saving}, before it kept graphs" in page
+    assert f"is of the same day, of commit {saving}. None" in page
 
 
 def test_what_the_page_says_of_the_memory_optimisation_was_counted() -> None:
