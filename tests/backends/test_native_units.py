@@ -19,10 +19,11 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from sltt_bench import backends, methods, models
 from sltt_bench.backends.native import units as units_module
+from sltt_bench.backends.native.cuts import NotSeparable
 from sltt_bench.backends.native.kept_graphs import KeptGraph, UnitSize, graphs_that_fit
 from sltt_bench.backends.native.lif_torch import TorchKernels
 from sltt_bench.backends.native.packed_spikes import PackedSpikes
-from sltt_bench.backends.native.units import NotSeparable, UnitNetwork
+from sltt_bench.backends.native.units import UnitNetwork
 from sltt_bench.measure.tensor_bytes import TensorBytes
 from sltt_bench.models.layers import SequenceDropout
 from sltt_bench.models.options import NFResNetOptions, PreActResNetOptions, VGGOptions

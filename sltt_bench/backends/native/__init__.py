@@ -38,6 +38,7 @@ from sltt_bench.backends.native import kernels
 from sltt_bench.backends.native.absorbed_bias import leave_biases_to_neurons
 from sltt_bench.backends.native.batch_norm import defer
 from sltt_bench.backends.native.compilation import Compilation, why_wrong
+from sltt_bench.backends.native.cuts import NotSeparable
 from sltt_bench.backends.native.foreign_calls import foreign_call
 from sltt_bench.backends.native.free_steps import AT_ONCE, FreeSequence, FreeSteps, NotServed
 from sltt_bench.backends.native.graphs import (
@@ -53,7 +54,7 @@ from sltt_bench.backends.native.pooling import make_lean
 from sltt_bench.backends.native.residual_sums import fuse_residual_sums
 from sltt_bench.backends.native.saved_tensor_hooks import SavedTensors, fills_with_zero
 from sltt_bench.backends.native.step_calls import NotTraceable, changed_number, numbers_of_step, trace_step
-from sltt_bench.backends.native.units import NotSeparable, UnitNetwork
+from sltt_bench.backends.native.units import UnitNetwork
 from sltt_bench.backends.shipped import SERVES, native_conflict, unserved_neuron
 from sltt_bench.methods import Method, Need
 from sltt_bench.methods.bptt import BPTT
