@@ -660,12 +660,12 @@ def test_compiled_for_hopper_each_kernel_moves_every_tensor_once_in_16_byte_piec
         "SURROGATE": 0,
     }
     tensors_in_and_out = [
-        (lif_triton._forward_kernel, forward, 2, 2),
-        (lif_triton._forward_kernel, {**forward, "FIRES": False}, 2, 1),
-        (lif_triton._forward_kernel, {**forward, "STEPS": 4}, 5, 5),  # u once, x and s of each step
-        (lif_triton._forward_kernel, {**forward, "STEPS": 4, "FIRST": True}, 4, 5),
-        (lif_triton._backward_kernel, backward, 2, 1),
-        (lif_triton._fire_kernel, {"THRESHOLD": 1.0, "GAIN": 2.74, "BLOCK": lif_triton.BLOCK}, 1, 1),
+        (lif_triton.forward_kernel, forward, 2, 2),
+        (lif_triton.forward_kernel, {**forward, "FIRES": False}, 2, 1),
+        (lif_triton.forward_kernel, {**forward, "STEPS": 4}, 5, 5),  # u once, x and s of each step
+        (lif_triton.forward_kernel, {**forward, "STEPS": 4, "FIRST": True}, 4, 5),
+        (lif_triton.backward_kernel, backward, 2, 1),
+        (lif_triton.fire_kernel, {"THRESHOLD": 1.0, "GAIN": 2.74, "BLOCK": lif_triton.BLOCK}, 1, 1),
     ]
     bytes_of_one = 4 if element == "fp32" else 2
     accesses = lif_triton.BLOCK * bytes_of_one // (128 * 16)  # 128 threads, 16 bytes each
@@ -691,16 +691,16 @@ def test_compiled_for_hopper_neurons_that_normalise_do_so_too(inner: int) -> Non
     normalised, biased = {"NORMALISED": True, "BIASED": False}, {"NORMALISED": False, "BIASED": True}
     tile = {"TILE": lif_triton.TILE_CHANNELS if inner == 1 else 1, "TURNS": 3}
     tensors_in_and_out = [
-        (lif_triton._forward_kernel, {**step, **forward, **normalised}, 2, 2),
-        (lif_triton._forward_kernel, {**step, **forward, **biased}, 2, 2),
-        (lif_triton._forward_kernel, {**step, **forward, **normalised, "FIRES": False}, 2, 1),
-        (lif_triton._forward_kernel, {**step, **forward, **biased, "STEPS": 3}, 4, 4),
-        (lif_triton._summing_backward_kernel, {**step, **backward, **tile, **normalised}, 4, 1),
-        (lif_triton._summing_backward_kernel, {**step, **backward, **tile, **biased}, 3, 1),
-        (lif_triton._input_gradient_kernel, {"OF_BATCH": True, "ADDS": True}, 2, 1),
-        (lif_triton._statistics_kernel, tile, 1, 0),
-        (lif_triton._joined_kernel, {"ALPHA": 0.2, "BIASED": True}, 2, 1),
-        (lif_triton._joined_backward_kernel, {"ALPHA": 0.2, **tile}, 2, 1),
+        (lif_triton.forward_kernel, {**step, **forward, **normalised}, 2, 2),
+        (lif_triton.forward_kernel, {**step, **forward, **biased}, 2, 2),
+        (lif_triton.forward_kernel, {**step, **forward, **normalised, "FIRES": False}, 2, 1),
+        (lif_triton.forward_kernel, {**step, **forward, **biased, "STEPS": 3}, 4, 4),
+        (lif_triton.summing_backward_kernel, {**step, **backward, **tile, **normalised}, 4, 1),
+        (lif_triton.summing_backward_kernel, {**step, **backward, **tile, **biased}, 3, 1),
+        (lif_triton.input_gradient_kernel, {"OF_BATCH": True, "ADDS": True}, 2, 1),
+        (lif_triton.statistics_kernel, tile, 1, 0),
+        (lif_triton.joined_kernel, {"ALPHA": 0.2, "BIASED": True}, 2, 1),
+        (lif_triton.joined_backward_kernel, {"ALPHA": 0.2, **tile}, 2, 1),
     ]
     accesses = lif_triton.BLOCK * 2 // (128 * 16)
     for kernel, constants, loads, stores in tensors_in_and_out:
@@ -751,7 +751,7 @@ def test_compiled_for_hopper_what_programs_found_is_joined(rows: int) -> None:
 
     options = {"ROWS": rows, "PADDED": triton.next_power_of_2(rows), "TILE": lif_triton.TILE_TOTALS}
     learning = {"MOMENTUM": 0.1, "LEARNS": True, "OFFSET": True, "CHANNELS": 130, "AT_ONCE": 16}
-    for kernel in (lif_triton._join_statistics_kernel, lif_triton._add_up_kernel):
+    for kernel in (lif_triton.join_statistics_kernel, lif_triton.add_up_kernel):
         assert "st.global" in compiled(triton, kernel, "fp32", {**options, **learning, "COLUMNS": 260})
 
 

@@ -1,6 +1,7 @@
 """The native backend: the same gradients with less memory and in less time.
 
     kernels (lif_torch, lif_triton)   the step and its derivative on tensors
+    lif_triton_kernels                the Triton kernels that lif_triton launches
     neuron                            a layer of neurons whose only state is u
     batch_norm                        batch norm within the neurons' kernel
     absorbed_bias                     biases that batch norm cancels, or that neurons and residual sums add
@@ -13,6 +14,7 @@
     graphs                            whole iterations replayed as CUDA graphs
     free_steps                        steps without a graph, several at once
     units                             BPTT unit after unit, which keeps only spikes
+    cuts                              where the network is cut into units
     kept_graphs                       which of these units keep their graphs
     step_calls                        the calls of a step, from which the others decide what they may do
     plain_forward                     finds forward methods whose trace is complete

@@ -187,11 +187,11 @@ def unsupported(neuron: LIFParameters, precision: str, device: str) -> str | Non
         )
     if not can_triton_build():
         return "Triton builds launchers with a C compiler, and there is none: install gcc or clang, or set CC to one"
-    from sltt_bench.backends.native.lif_triton import SURROGATES as IN_TRITON
+    from sltt_bench.backends.native.lif_triton_kernels import SURROGATES as IN_TRITON
 
     if neuron.surrogate not in IN_TRITON:
         return (
-            f"the surrogate {neuron.surrogate!r} has no Triton formula (lif_triton._surrogate); "
+            f"the surrogate {neuron.surrogate!r} has no Triton formula (lif_triton_kernels._surrogate); "
             f"on CUDA choose {', '.join(IN_TRITON)}, or --backend reference"
         )
     return why_no_kernel_runs(precision, device) if torch.cuda.is_available() else None
