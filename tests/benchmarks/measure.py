@@ -82,26 +82,35 @@ def paired_times(
     """Time warm iterations of all competitors in turn; each round reverses the order of the last.
 
     A disturbance of the machine slows all of a round, so ratios within a round are steadier than times. A
-    competitor that fails in its warm-up is left out. Raises CaptureFailed if the capture of a graph broke
-    off, since the device cannot be trusted afterwards.
+    competitor that fails, in its warm-up or in a round, is left out. Raises CaptureFailed if the capture of a
+    graph broke off, since the device cannot be trusted afterwards.
     """
     made: dict[Competitor, Made] = {}
     failed: dict[Competitor, str] = {}
-    for one in competitors:
+    seconds: dict[Competitor, list[float]] = {}
+
+    @contextmanager
+    def left_out_if_it_fails(one: Competitor) -> Iterator[None]:
         try:
-            made[one] = one.make(problem)
-            for _ in range(made[one].warm_up):
-                made[one].iteration()
+            yield
         except CaptureFailed as error:
             raise CaptureFailed(f"{one.name}: {error}") from error
         except Exception as error:
             made.pop(one, None)
+            seconds.pop(one, None)
             failed[one] = in_one_line(error)
+
+    for one in competitors:
+        with left_out_if_it_fails(one):
+            made[one] = one.make(problem)
+            for _ in range(made[one].warm_up):
+                made[one].iteration()
+            seconds[one] = []
     device = torch.device(problem.device)
-    seconds: dict[Competitor, list[float]] = {one: [] for one in made}
     for round_ in range(rounds):
-        for one in list(made) if round_ % 2 == 0 else reversed(list(made)):
-            seconds[one].append(_seconds(made[one], device, clock))
+        for one in list(made) if round_ % 2 == 0 else list(reversed(made)):
+            with left_out_if_it_fails(one):
+                seconds[one].append(_seconds(made[one], device, clock))
     if ran is not None:
         ran.update({f"{one.name}: {problem}": competitor.provenance() for one, competitor in made.items()})
     return PairedTimes(seconds, failed)

@@ -222,12 +222,12 @@ class Clock:
     def __call__(self) -> float:
         return self.now
 
-    def competitor(self, name: str, *seconds: float) -> Competitor:
-        """Its iterations take these times, again and again; without times it cannot run."""
+    def competitor(self, name: str, *seconds: float, at_most: int | None = None) -> Competitor:
+        """Its iterations take these times, again and again; without times, or after `at_most`, it cannot run."""
         calls: list[int] = []
 
         def iteration() -> None:
-            if not seconds:
+            if not seconds or len(calls) == at_most:
                 raise RuntimeError("no kernel\nfor this")
             self.now += seconds[len(calls) % len(seconds)]
             calls.append(1)
@@ -283,6 +283,16 @@ def test_a_baseline_that_fails_is_named_and_left_out(clock: Clock, problem: Prob
     finding = times_row(clock, problem, clock.competitor("broken"), clock.competitor("slow", 8.0))
     assert (finding.baseline, finding.ratio) == ("slow", 0.5)
     assert finding.remark == "broken left out (RuntimeError: no kernel for this)"
+
+
+@pytest.mark.parametrize("at_most", [1, 2], ids=["in the first round", "in the second"])
+def test_a_baseline_that_fails_while_it_is_timed_costs_no_other(
+    clock: Clock, problem: Problem, at_most: int
+) -> None:
+    tires = clock.competitor("tires", 2.0, at_most=at_most)
+    finding = times_row(clock, problem, tires, clock.competitor("slow", 8.0))
+    assert (finding.baseline, finding.ratio, finding.rounds) == ("slow", 0.5, 2)
+    assert finding.remark == "tires left out (RuntimeError: no kernel for this)"
 
 
 def test_without_any_baseline_there_is_no_ratio(clock: Clock, problem: Problem) -> None:
