@@ -9,8 +9,10 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterable
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -816,7 +818,10 @@ def test_no_product_is_contracted_with_a_sum(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def compiled(triton: Any, kernel: Any, element: str, constants: dict[str, Any], stage: str = "ptx") -> str:
-    """PTX for compute capability 9.0, or the code of another stage; pointers are aligned to 16 bytes as torch's."""
+    """PTX for compute capability 9.0, or the code of another stage; pointers are aligned to 16 bytes as torch's.
+
+    Asserts that the machine code keeps everything in registers: what spills goes through memory.
+    """
     import triton.language as tl
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -843,5 +848,17 @@ def compiled(triton: Any, kernel: Any, element: str, constants: dict[str, Any], 
         attrs={(names.index(n),): [["tt.divisibility", 16]] for n in names if n not in constants},
     )
     as_launched = {"enable_fp_fusion": False}
-    code: str = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=as_launched).asm[stage]
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=as_launched)
+    assert re.search(r"STACK:0 SHARED:\d+ LOCAL:0 ", resources(triton, made.asm["cubin"]))
+    code: str = made.asm[stage]
     return code
+
+
+def resources(triton: Any, machine_code: bytes) -> str:
+    """What the kernel takes of a multiprocessor, in the words of Triton's own `cuobjdump`."""
+    program = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(machine_code)
+        file.flush()
+        command = [str(program), "-res-usage", file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
