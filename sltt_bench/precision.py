@@ -19,6 +19,19 @@ def resolve(asked: str, device_type: str) -> str:
     return (_ON_CUDA if device_type == "cuda" else _ON_A_CPU).get(asked, asked)
 
 
+def cast_anew(device_type: str) -> AbstractContextManager[object]:
+    """Returns the autocast that is in force on a device, but without its cache.
+
+    From the cache all steps would have one cast of a weight, so that their gradients were added in its format.
+    """
+    return torch.autocast(
+        device_type,
+        dtype=torch.get_autocast_dtype(device_type),
+        enabled=torch.is_autocast_enabled(device_type),
+        cache_enabled=False,
+    )
+
+
 @contextmanager
 def ieee_float32() -> Iterator[None]:
     """Use IEEE float32 arithmetic within, whatever the cell's precision."""

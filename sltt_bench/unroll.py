@@ -21,6 +21,7 @@ from sltt_bench.neurons import (
     save_state,
     scale_state_gradient,
 )
+from sltt_bench.precision import cast_anew
 from sltt_bench.synapses import (
     Backward,
     FollowNeurons,
@@ -367,7 +368,8 @@ def whole_sequences(network: nn.Module, timesteps: int) -> AbstractContextManage
                 "where layers see all steps at once; choose another normalisation, or give each call a layer of its own"
             )
         called.add(layer)
-        return torch.cat([type(layer).forward(layer, part) for part in x.chunk(timesteps)])
+        with cast_anew(x.device.type):
+            return torch.cat([type(layer).forward(layer, part) for part in x.chunk(timesteps)])
 
     return replaced_forward(list(layers.values()), through_steps)
 
