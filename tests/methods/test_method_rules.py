@@ -466,14 +466,12 @@ def test_e_prop_is_bptt_in_one_feed_forward_layer_whose_reset_is_detached(kind):
 
 
 @pytest.mark.parametrize("method", RULES)
-def test_mixed_precision_gives_every_rules_gradient_to_rounding(method):
-    """Loss scaling too: local errors carry the scale once."""
+def test_a_loss_scale_multiplies_every_rules_gradient_once(method):
+    """Local errors too."""
     network = convolutional_network(LIFParameters(tau=1.6))
     inputs, labels = batch(T)
     run(network, method, inputs, labels, precision="fp32")
     exact = flat(gradients(network))
-    run(network, method, inputs, labels, precision="bf16")
-    assert torch.cosine_similarity(exact, flat(gradients(network)), dim=0) > 0.98
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     network.zero_grad()
     torch.manual_seed(2)
