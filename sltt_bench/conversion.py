@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from sltt_bench.neurons import LIFParameters, SpikingNeuron, stateful_layers
+from sltt_bench.precision import at_least_float32
 
 PERCENTILE = 99.9
 MOMENTUM = 0.1
@@ -51,7 +52,7 @@ class ConvertedNeuron(SpikingNeuron):
             self._balance(activation)
             return activation
         before = self.threshold / 2 if self.potential is None else self.potential
-        membrane = before + current
+        membrane = before + at_least_float32(current)
         output = torch.where(membrane >= self.threshold, self.threshold, 0).to(current.dtype)
         self.potential = membrane - output
         return output

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sltt_bench.precision import at_least_float32
+
 MSETarget = Literal["ones", "one-hot"]
 
 
@@ -16,7 +18,7 @@ def step_loss(output: Tensor, labels: Tensor, alpha: float, mse_target: MSETarge
     ("ones", a regulariser) or the one-hot label. Computed in float32 at least, also under mixed
     precision.
     """
-    output = output.to(torch.promote_types(output.dtype, torch.float32))
+    output = at_least_float32(output)
     cross_entropy = F.cross_entropy(output, labels)
     if alpha == 0:
         return cross_entropy

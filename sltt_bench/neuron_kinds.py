@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from sltt_bench.neurons import LIF, LIFParameters, SpikingNeuron, Stateful, fire, integrate, lif_step, reset
+from sltt_bench.precision import at_least_float32
 from sltt_bench.surrogates import derivative, spike
 
 
@@ -157,7 +158,7 @@ class ALIF(LIF):
 
 
 class Readout(Stateful):
-    """Neurons without a threshold: map currents [batch, n] to their leaky sums [batch, n]."""
+    """Neurons without a threshold: map currents [batch, n] to their leaky sums [batch, n], in float32 at least."""
 
     carried = ("potential",)
     left_out_by = "model.readout_tau: null"
@@ -169,7 +170,7 @@ class Readout(Stateful):
         self.potential: Tensor | None = None
 
     def forward(self, current: Tensor) -> Tensor:
-        self.potential = integrate(current, self.potential, self.leak)
+        self.potential = integrate(at_least_float32(current), self.potential, self.leak)
         return self.potential
 
     def extra_repr(self) -> str:

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 FORMATS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 """Mixed precision → its format."""
@@ -17,6 +18,24 @@ _ON_CUDA = {"amp": "fp16"}
 def resolve(asked: str, device_type: str) -> str:
     """Resolve a recipe's precision for a device: amp is fp16 on CUDA and bf16 on a CPU, which has no TF32."""
     return (_ON_CUDA if device_type == "cuda" else _ON_A_CPU).get(asked, asked)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Returns `x` in float32, or as it is in float64: for sums over steps, which half precision would stop at some size."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def cast_anew(device_type: str) -> AbstractContextManager[object]:
+    """Returns the autocast that is in force on a device, but without its cache.
+
+    From the cache all steps would have one cast of a weight, so that their gradients were added in its format.
+    """
+    return torch.autocast(
+        device_type,
+        dtype=torch.get_autocast_dtype(device_type),
+        enabled=torch.is_autocast_enabled(device_type),
+        cache_enabled=False,
+    )
 
 
 @contextmanager

@@ -28,15 +28,17 @@ from sltt_bench.neurons import (
     layers_of_neurons,
     save_state,
 )
+from sltt_bench.precision import at_least_float32
 from sltt_bench.torch_internals import storage_address
 
 Presynaptic = Callable[[nn.Module, Tensor], Tensor]
-"""(synaptic layer, its input x[t]) → the trace that replaces x[t] in the weight gradient, of its shape."""
+"""(synaptic layer, its input x[t] in float32 at least) → the trace that replaces x[t] in the weight gradient, of its
+shape."""
 LocalError = Callable[[SpikingNeuron, Tensor], Tensor | None]
 """(layer of neurons, ∂L[t]/∂s[t]) → an additional error at its current I[t], of the same shape, or None."""
 
 FollowNeurons = Callable[[SpikingNeuron, Tensor, Tensor], None]
-"""(layer of neurons, u[t], s[t]): called after each of its steps."""
+"""(layer of neurons, u[t], s[t]), in float32 at least: called after each of its steps."""
 StandIn = Callable[[SpikingNeuron, Tensor], Tensor]
 """(layer of neurons, I[t]) → replacement of s[t], of the same shape."""
 
@@ -164,8 +166,7 @@ class Synapses:
         self._traced.add(layer)
         if isinstance(layer, nn.Linear):
             x = x.contiguous()  # else it multiplies, and keeps, a copy of its own
-        exact = x.detach().to(torch.promote_types(x.dtype, torch.float32))
-        traces = [trace(layer, exact) for trace in self.traces]
+        traces = [trace(layer, at_least_float32(x.detach())) for trace in self.traces]
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))  # else the layer's cast hides x from the hook
         saving = _Saving(self, x, traces)
@@ -281,7 +282,9 @@ def watched_neurons(network: nn.Module, callback: FollowNeurons) -> Iterator[Non
 
     def after(layer: nn.Module, args: Any, spikes: Tensor) -> None:
         with torch.no_grad():
-            callback(cast(LIF, layer), membranes.pop(layer), spikes.detach())
+            callback(
+                cast(LIF, layer), at_least_float32(membranes.pop(layer)), at_least_float32(spikes.detach())
+            )
 
     with ExitStack() as stack:
         stack.callback(network.register_forward_pre_hook(lambda *_: called.clear()).remove)

@@ -21,6 +21,7 @@ from sltt_bench.neurons import (
     save_state,
     scale_state_gradient,
 )
+from sltt_bench.precision import at_least_float32, cast_anew
 from sltt_bench.synapses import (
     Backward,
     FollowNeurons,
@@ -200,8 +201,8 @@ class Unroll:
     def neurons(self, callback: FollowNeurons) -> AbstractContextManager[None]:
         """Context that calls `callback(layer, u[t], s[t])` at every step of every layer of neurons.
 
-        u[t] is the potential before the reset; both are constants of the layer's shape. Raises
-        NotImplementedError if neurons are not plain LIF, since their u[t] differs.
+        u[t] is the potential before the reset; both are constants of the layer's shape, in float32 at least, so
+        that traces of them are. Raises NotImplementedError if neurons are not plain LIF, since their u[t] differs.
         """
         return watched_neurons(self.network, callback)
 
@@ -299,8 +300,7 @@ class Unroll:
 
     def _share_of_mean_output(self, t: int, output: Tensor, again: bool) -> Tensor:
         """Returns L at the last step and 0 before it; the outputs are summed within the graph."""
-        # Over many steps, a sum in half precision would lose the contribution of the last ones.
-        share = output.to(torch.promote_types(output.dtype, torch.float32)) / self.counted_steps
+        share = at_least_float32(output) / self.counted_steps
         self._outputs = share if self._outputs is None else self._outputs + share
         last = t == self.timesteps - 1
         loss = self._loss(self._outputs) if last else output.float().sum() * 0
@@ -367,7 +367,8 @@ def whole_sequences(network: nn.Module, timesteps: int) -> AbstractContextManage
                 "where layers see all steps at once; choose another normalisation, or give each call a layer of its own"
             )
         called.add(layer)
-        return torch.cat([type(layer).forward(layer, part) for part in x.chunk(timesteps)])
+        with cast_anew(x.device.type):
+            return torch.cat([type(layer).forward(layer, part) for part in x.chunk(timesteps)])
 
     return replaced_forward(list(layers.values()), through_steps)
 

@@ -64,11 +64,17 @@ def run(
     seed: int = 0,
     window: int | None = None,
     update: Callable[[], None] | None = None,
+    loss_scale: float = 1.0,
 ) -> Unroll:
     """Run a training iteration without the optimiser's step; the gradients are in the parameters' `.grad`.
 
-    `seed` is for the method's random numbers; dropout has the same masks at every call.
+    `seed` is for the method's random numbers; dropout has the same masks at every call. Gradients are `loss_scale`
+    times as large.
     """
+
+    def backward(loss: Tensor, /, *, retain_graph: bool = False) -> None:
+        (loss * loss_scale).backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]
+
     torch.manual_seed(2)
     network.train().zero_grad()
     unroll = Unroll(
@@ -76,6 +82,7 @@ def run(
         inputs,
         partial(step_loss, labels=labels, alpha=alpha, mse_target="ones"),
         generator=torch.Generator().manual_seed(seed),
+        backward=backward,
         autocast=Precision(precision, "cpu").autocast,
         window=window,
         update=update,

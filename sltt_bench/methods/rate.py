@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from sltt_bench.neurons import SpikingNeuron, State, pseudo_derivative, state_derivative
+from sltt_bench.precision import at_least_float32
 from sltt_bench.unroll import Unroll
 
 
@@ -64,9 +65,7 @@ class Rates:
             slope = slope * factor
         if self.counting:
             count = self._steps[layer] = self._steps.get(layer, 0) + 1
-            # Over many steps, a mean in half precision would lose the contribution of the last ones.
-            wide = torch.promote_types(spikes.dtype, torch.float32)
-            for means, value in ((self._spikes, spikes.to(wide)), (self._slope, slope.to(wide))):
+            for means, value in ((self._spikes, spikes), (self._slope, slope)):
                 means[layer] = value if count == 1 else torch.lerp(means[layer], value, 1 / count)
         derivative = state_derivative(membrane, spikes, neuron)
         self._factor[layer] = 1 + (derivative if factor is None else factor * derivative)
@@ -108,10 +107,10 @@ class Mean:
         ]
 
     def _mean(self, mean: Tensor | None, value: Tensor | None) -> Tensor | None:
-        share = 1 / self._count
-        if value is None or mean is None:
-            return None if value is None else value * share
-        return torch.lerp(mean, value, share)
+        if value is None:
+            return None
+        value, share = at_least_float32(value), 1 / self._count
+        return value * share if mean is None else torch.lerp(mean, value, share)
 
 
 def mean_input(unroll: Unroll) -> Tensor:

@@ -112,6 +112,16 @@ def test_the_first_layer_is_within_half_a_threshold_and_a_maximum_of_spikes_is_n
     assert spikes.max(dim=1).values.mean() > 0.7  # of 0.6
 
 
+def test_the_bound_holds_in_mixed_precision() -> None:
+    """A potential in bf16 would not move by the smallest of these currents."""
+    layer = ConvertedNeuron(LIFParameters())
+    layer(torch.ones(1000, 1))
+    layer.eval()
+    currents = torch.tensor([0.0007, 0.002, 0.01, 0.3], dtype=torch.bfloat16)
+    mean = sum(layer(currents).float() for _ in range(1024)) / 1024
+    assert (mean - currents.float()).abs().max() <= 0.5 / 1024 + 1e-6
+
+
 def test_the_bound_is_broken_by_a_hard_reset(monkeypatch: pytest.MonkeyPatch) -> None:
     network = trained_network()
     x = inputs()

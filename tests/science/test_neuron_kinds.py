@@ -243,6 +243,15 @@ def test_a_readout_sums_its_currents_and_never_fires():
     torch.testing.assert_close(flat(gradients(native)), totals["bptt"])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_readout_of_mixed_precision_hears_the_last_of_many_steps(dtype):
+    """A sum of 200 currents in bf16 stops growing."""
+    layer, exact = Readout(1000.0), Readout(1000.0)
+    for current in torch.rand(200, 8, generator=torch.Generator().manual_seed(0)).to(dtype):
+        sums, expected = layer(current), exact(current.double())
+    torch.testing.assert_close(sums.double(), expected, rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("kind", ["lif", "cuba-lif", "diet-lif", "readout"])
 def test_a_neuron_fires_and_learns_as_snntorchs_does(kind):
     snn = pytest.importorskip("snntorch")

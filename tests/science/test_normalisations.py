@@ -159,6 +159,22 @@ def test_own_networks_are_refused_that_cannot_go_through_whole_sequences(built, 
         run(nn.Sequential(built), "bptt", [torch.randn(3, 4) for _ in range(T)], torch.arange(3))
 
 
+def test_a_recurrent_layer_behind_tdbn_adds_the_gradients_of_its_steps_in_float32():
+    """In bf16, each step's own is rounded; their sum is not, as little as where a network goes step by step."""
+    torch.manual_seed(0)
+    layer = Recurrent(nn.Linear(6, 6), LIF(NEURON))
+    built = nn.Sequential(nn.Flatten(), nn.Linear(32, 6), TimeBatchNorm(6, 0.5), layer, nn.Linear(6, CLASSES))
+    parts = []
+    layer.recurrent.register_forward_pre_hook(lambda linear, args: parts.append(args[0]))
+    errors = []
+    layer.recurrent.register_full_backward_hook(lambda linear, inputs, outputs: errors.append(outputs[0]))
+    run(built, "bptt", *batch(8), precision="bf16")
+    assert len(errors) == len(parts) == 7
+    exact = sum((e.T @ s).double() for e, s in zip(errors, reversed(parts), strict=True))
+    gradient = layer.recurrent.weight.grad
+    assert (gradient - exact).norm() < 1e-6 * exact.norm()
+
+
 def test_tdbn_is_refused_where_it_cannot_be():
     with pytest.raises(RecipeError, match="a recurrent layer goes step by step"):
         load_recipe("sequential-digits", {"model.normalisation": "tdbn"}, chosen_methods=["bptt"])
