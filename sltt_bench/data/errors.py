@@ -38,7 +38,7 @@ def absent(source: "DataSource", looked_for: Path, data_dir: Path) -> DataError:
     return DataError(
         f"data set {source.name!r} is not there: looked for {looked_for}; "
         f"`{command('prepare', source, data_dir)}` gets it or says how; "
-        "--synthetic measures memory and time without it"
+        "`run --synthetic` measures memory and time without it"
     )
 
 
