@@ -195,5 +195,9 @@ def source_with(name: str, settings: Settings | None = None) -> DataSource:
 
 
 def _fault(fault: ErrorDetails) -> str:
-    """In words."""
-    return f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}, but it is {fault['input']!r}"
+    """In words; those of the data set's own classes say what it is."""
+    if fault["type"] == "value_error":
+        text = fault["msg"].removeprefix("Value error, ")
+    else:
+        text = f"{fault['msg']}, but it is {fault['input']!r}"
+    return ": ".join(filter(None, [".".join(map(str, fault["loc"])), text]))

@@ -42,9 +42,9 @@ def absent(source: "DataSource", looked_for: Path, data_dir: Path) -> DataError:
     )
 
 
-def damaged(name: str, file: Path, reason: object) -> DamagedData:
+def damaged(name: str, file: Path, reason: object, remedy: str = "replace it") -> DamagedData:
     """The error for a file of a data set that is there but cannot be read."""
-    return DamagedData(f"data set {name!r}: {file} cannot be read: {reason}; replace it")
+    return DamagedData(f"data set {name!r}: {file} cannot be read: {reason}; {remedy}")
 
 
 @contextmanager

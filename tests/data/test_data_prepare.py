@@ -592,6 +592,10 @@ def test_unknown_names_and_splits_are_errors(work: Callable[..., Any], tmp_path:
         work("mnits", tmp_path)
     with pytest.raises(DataError, match="split"):
         work("mnist", tmp_path, settings={"split": "other"})
+    with pytest.raises(DataError, match=r"': folder: must be a path below --data-dir, but it is '/etc'$"):
+        work("image-folder", tmp_path, settings={"folder": "/etc"})
+    with pytest.raises(DataError, match=r"': train_samples must be a multiple of symbols, [^,]*$"):
+        work("delayed-recall", tmp_path, settings={"symbols": 3})
 
 
 def test_data_dir_that_is_a_file_is_an_error_that_names_it(tmp_path: Path, server: Server) -> None:
