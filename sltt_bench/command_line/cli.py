@@ -99,8 +99,13 @@ app = typer.Typer(
 
 CELL_FAILED, WRONG_USAGE = 1, 2
 
+
+class _DataVerbs(VerbsGivenOnce):
+    settable = ("data",)
+
+
 data_app = typer.Typer(
-    cls=VerbsGivenOnce, help="Get data sets onto the disk, and check them.", no_args_is_help=True
+    cls=_DataVerbs, help="Get data sets onto the disk, and check them.", no_args_is_help=True
 )
 app.add_typer(data_app, name="data")
 analyze_app = typer.Typer(cls=VerbsGivenOnce, help="Look into what a method does.", no_args_is_help=True)

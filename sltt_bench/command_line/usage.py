@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, ClassVar, get_args, get_type_hints
 
 from typer.core import TyperGroup
 
@@ -14,6 +14,20 @@ class VerbsGivenOnce(TyperGroup):
     """An option that takes one value is given once, a switch one way, and no name or path is empty: the last would
     count, and an empty path would be the folder at hand (a shell's variable that is not set), without a word."""
 
+    settable: ClassVar[tuple[str, ...]] = (
+        "data",
+        "model",
+        "neuron",
+        "timesteps",
+        "test_timesteps",
+        "loss",
+        "train",
+        "native",
+        "target",
+    )
+    """Sections and fields of a recipe that --set of these verbs takes, and whose words mean nothing else: `seed` is not
+    that of the validation split."""
+
     def resolve_command(self, ctx: Any, args: Any) -> Any:
         if args[0] not in self.commands and not ctx.resilient_parsing:
             _check_is_no_part(self, ctx, args[0])
@@ -23,7 +37,7 @@ class VerbsGivenOnce(TyperGroup):
             try:
                 values, _, given = command.make_parser(within).parse_args(args=list(rest))
             except Exception as error:
-                _check_is_no_field(command, getattr(error, "option_name", ""))
+                _check_is_no_field(command, getattr(error, "option_name", ""), self.settable)
                 raise
             _check_given_once(given, rest)
             _check_not_empty(command, values)
@@ -39,13 +53,16 @@ def _check_is_no_part(group: TyperGroup, ctx: Any, word: str) -> None:
         raise UserError(f"no command {word!r} (did you mean '--{word}'?)")
 
 
-def _check_is_no_field(command: Any, option: str) -> None:
-    """Raises UserError for an option that there is not, nor one in the singular, but a recipe's field that --set sets."""
+def _check_is_no_field(command: Any, option: str, settable: Sequence[str]) -> None:
+    """Raises UserError for an option that there is not, nor one in the singular, but a field of `settable` that --set sets."""
+    from sltt_bench.planning.recipe_fields import section_of
     from sltt_bench.planning.recipe_validation import place_of
 
     known = [name for parameter in command.params for name in parameter.opts]
     place = place_of(option.lstrip("-").replace("-", "_"))
-    if place is not None and "--set" in known and not {option, option.removesuffix("s")}.intersection(known):
+    if place is None or section_of(place) not in settable:
+        return
+    if "--set" in known and not {option, option.removesuffix("s")}.intersection(known):
         raise UserError(f"{option}: no such option; a field of the recipe is set with --set {place}=VALUE")
 
 

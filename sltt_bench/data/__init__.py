@@ -127,7 +127,11 @@ def load(source: DataSource, place: DataPlace) -> DataBundle:
 def prepare(
     name: str, data_dir: Path, progress: Progress = no_progress, settings: Settings | None = None
 ) -> list[str]:
-    """Get the data set called `name`, with these settings; returns what was done. Raises DataError."""
+    """Get the data set called `name`, with these settings; returns what was done.
+
+    Raises DataError, also if something that loading reads is still not there: of a folder that is there, what somebody
+    removed is not got again.
+    """
     source = source_with(name, settings)
     needed = source.needed(data_dir)
     if not needed:
@@ -137,11 +141,14 @@ def prepare(
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         with _alone(lock_file, progress):
-            return source.prepare(data_dir, progress)
+            done = source.prepare(data_dir, progress)
     except OSError as error:
         raise DataError(
             f"data set {name!r}: {error}; is there room, and may {data_dir} be written to?"
         ) from None
+    if lacking := [path for path in needed if not path.exists()]:
+        raise DataError(f"data set {name!r}: {lacking[0]} is still not there. {' '.join(done)}")
+    return done
 
 
 @contextmanager
@@ -188,5 +195,9 @@ def source_with(name: str, settings: Settings | None = None) -> DataSource:
 
 
 def _fault(fault: ErrorDetails) -> str:
-    """In words."""
-    return f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}, but it is {fault['input']!r}"
+    """In words; those of the data set's own classes say what it is."""
+    if fault["type"] == "value_error":
+        text = fault["msg"].removeprefix("Value error, ")
+    else:
+        text = f"{fault['msg']}, but it is {fault['input']!r}"
+    return ": ".join(filter(None, [".".join(map(str, fault["loc"])), text]))

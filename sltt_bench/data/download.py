@@ -140,7 +140,7 @@ def unpack_and_find(archive: Path, folder: Path, name: str, progress: Progress) 
 
 def already_there(folder: Path) -> str:
     """What `data prepare` says where there is nothing to do."""
-    return f"{folder} is there already."
+    return f"{folder} is there already; to get it anew, remove it first."
 
 
 # Unpacking --------------------------------------------------------------------------------------

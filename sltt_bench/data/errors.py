@@ -38,13 +38,13 @@ def absent(source: "DataSource", looked_for: Path, data_dir: Path) -> DataError:
     return DataError(
         f"data set {source.name!r} is not there: looked for {looked_for}; "
         f"`{command('prepare', source, data_dir)}` gets it or says how; "
-        "--synthetic measures memory and time without it"
+        "`run --synthetic` measures memory and time without it"
     )
 
 
-def damaged(name: str, file: Path, reason: object) -> DamagedData:
+def damaged(name: str, file: Path, reason: object, remedy: str = "replace it") -> DamagedData:
     """The error for a file of a data set that is there but cannot be read."""
-    return DamagedData(f"data set {name!r}: {file} cannot be read: {reason}; replace it")
+    return DamagedData(f"data set {name!r}: {file} cannot be read: {reason}; {remedy}")
 
 
 @contextmanager

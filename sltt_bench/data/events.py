@@ -81,6 +81,7 @@ class Framing:
 
 def count_frames(events: np.ndarray, timesteps: int, width: int, height: int | None = None) -> np.ndarray:
     """Counts [T, 2, height or width, width] in int16 of T slices with N // T events each; the last takes the rest.
+    Fewer events than slices have one each, where the paper's code gives all of them to the last.
 
     Events are taken in the order of the recording, in which the camera sent them: a clock that wraps
     around or steps back changes nothing. Channel 0 counts the pixels that became darker, 1 those that became brighter. Raises ValueError.

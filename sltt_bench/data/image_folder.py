@@ -65,7 +65,10 @@ class ImageFolder(ImageSource):
             )
         class_names = self.class_names(data_dir)
         if not class_names:
-            raise damaged(self.name, self.root(data_dir, "train"), "it holds no class folder")
+            root = self.root(data_dir, "train")
+            raise damaged(
+                self.name, root, "it holds no class folder", "make one for each class, of its images"
+            )
         samples = {
             split: sum(len(self.class_images(data_dir, split, class_name)) for class_name in class_names)
             for split in ("train", "test")

@@ -63,8 +63,11 @@ class ImageSource(DataSource):
         """The classes, which are the same in both splits. Raises DataError."""
         train, test = (self.split_classes(data_dir, split) for split in SPLITS)
         if odd := sorted(set(train) ^ set(test)):
-            root = self.root(data_dir, "test" if odd[0] in train else "train")
-            raise damaged(self.name, root, f"it has no class {odd[0]}, but the other split has")
+            lacks, has = (
+                self.root(data_dir, split) for split in (SPLITS if odd[0] in test else SPLITS[::-1])
+            )
+            reason = f"it has no class {odd[0]}, but {has} has"
+            raise damaged(self.name, lacks, reason, "add it or remove that one")
         return train
 
     def files(self, data_dir: Path, split: str) -> list[tuple[str, int]]:
@@ -140,7 +143,8 @@ def images_below(name: str, folder: Path) -> list[str]:
     except OSError as error:
         raise damaged(name, Path(error.filename or folder), error.strerror or error) from None
     if not images:
-        raise damaged(name, folder, f"it holds no image ({', '.join(SUFFIXES)})")
+        reason = f"it holds no image ({', '.join(SUFFIXES)})"
+        raise damaged(name, folder, reason, "put images into it or, if it is no class, remove it")
     return images
 
 

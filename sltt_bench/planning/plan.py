@@ -426,7 +426,7 @@ def _stage_one(
         return None, init, (f"{recipe.name} starts from {init}",)
     without = f"the prerequisite {recipe.init_from} is left out, weights start at random"
     for asked, remark in (
-        (request.init, f"--init random: {recipe.name} starts from random weights, not {recipe.init_from}"),
+        (request.init, f"{recipe.name} starts from random weights, not {recipe.init_from}"),
         (request.smoke, f"--smoke: {without}"),
         (request.synthetic, f"--synthetic: {without}"),
     ):

@@ -11,6 +11,7 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
+import sltt_bench as package
 from sltt_bench.command_line.cli import app
 from sltt_bench.command_line.options import complete_methods, complete_recipe
 from sltt_bench.planning.plan import Request, make_plans
@@ -94,6 +95,11 @@ ERRORS = {
         "--batch-size",
         "4",
     ): "--batch-size: no such option; a field of the recipe is set with --set train.batch_size=",
+    ("data", "verify", "digits", "--limit", "4"): "is set with --set data.limit=",
+    ("data", "verify", "digits", "--batch-size", "4"): "No such option: --batch-size",
+    ("estimate", "digits", "--seed", "0"): "No such option: --seed",
+    ("run", "digits", "--split", "official"): "No such option: --split",
+    ("tune", "digits", "--figure", "accuracy"): "No such option: --figure",
     ("run", "digits", "-m", "sltt_k4", "--dry-run"): "unknown method 'sltt_k4' (did you mean 'sltt-k4'?)",
     ("run", "digits", "-m", "bptt_d0.9", "--dry-run"): "(did you mean 'bptt-d0.9'?)",
     (
@@ -314,6 +320,48 @@ def test_a_report_is_written_into_a_folder(tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert "Invalid value for '--out'" in result.output
     assert "Measured on" not in result.output
+
+
+OF_OTHERS = {
+    *("--force-reinstall", "--shm-size"),
+    *(
+        "--array",
+        "--kill-on-bad-exit",
+        "--noheader",
+        "--ntasks",
+        "--ntasks-per-node",
+        "--overlap",
+        "--states",
+    ),
+    *("--unbuffered", "--error-unmatch", "--no-optional-locks", "--porcelain"),
+    *("--bad", "--grid", "--ink", "--sans", "--soft", "--surface"),
+}
+"""Options of pip, docker, Slurm and git, and colours of a page, that stand in the source."""
+
+
+def test_no_text_of_the_package_names_an_option_or_a_command_that_there_is_not() -> None:
+    verbs = dict(verbs_of(get_command(app)))
+    options = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
+    for file in sorted(Path(package.__file__).parent.rglob("*.py")):
+        text = file.read_text(encoding="utf-8")
+        unknown = (
+            {*options.findall(text)} - OF_OTHERS - {"--version", "--debug", "--help"}.union(*verbs.values())
+        )
+        assert not unknown, (file, unknown)
+        for shown in re.findall(r"`sltt-bench (?!\{|data\b)([^`\n]+)`", text):
+            verb = next(verb for verb in (" ".join(shown.split()[:2]), shown.split()[0]) if verb in verbs)
+            assert verbs[verb].issuperset(options.findall(shown)), (file, shown)
+
+
+def verbs_of(command: Any, *words: str) -> Iterator[tuple[str, set[str]]]:
+    """Each verb with its options."""
+    for name, part in getattr(command, "commands", {}).items():
+        yield from verbs_of(part, *words, name)
+    if not hasattr(command, "commands"):
+        yield (
+            " ".join(words),
+            {name for each in command.params for name in (*each.opts, *each.secondary_opts)},
+        )
 
 
 def test_flags_and_what_adds_up_may_be_given_again() -> None:

@@ -237,7 +237,7 @@ def test_missing_data_say_where_they_were_looked_for_and_how_to_get_them(name: s
     assert data.missing(data.source_type(name)(), tmp_path) == message
     assert f"looked for {tmp_path}" in message
     assert f"sltt-bench data prepare {name} --data-dir {tmp_path}" in message
-    assert "--synthetic measures memory and time" in message
+    assert "`run --synthetic` measures memory and time" in message
 
 
 def test_wrong_count_names_the_split_and_both_numbers(tmp_path: Path) -> None:

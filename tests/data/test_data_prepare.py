@@ -258,6 +258,21 @@ def test_verify_finds_an_altered_file_a_missing_one_and_a_wrong_count(
     assert len(faults) == 3
 
 
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "mnist", "dvs-gesture", "speech-commands"])
+def test_a_folder_that_lacks_a_file_is_not_called_prepared_but_to_be_removed(
+    name: str, tmp_path: Path
+) -> None:
+    needed = data.source_with(name).needed(tmp_path)
+    for file in needed:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    folder = re.escape(str(needed[-1].parent))
+    assert re.match(f"{folder} is there already", prepare(name, tmp_path)[0])
+    needed[-1].unlink()
+    with pytest.raises(DataError, match=f"{needed[-1]} is still not there. {folder} is .*, remove it first"):
+        prepare(name, tmp_path)
+
+
 @pytest.mark.parametrize("share", [0.3, 0.95])
 def test_archive_cut_short_is_named_and_leaves_nothing(
     share: float, published_cifar: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -577,6 +592,10 @@ def test_unknown_names_and_splits_are_errors(work: Callable[..., Any], tmp_path:
         work("mnits", tmp_path)
     with pytest.raises(DataError, match="split"):
         work("mnist", tmp_path, settings={"split": "other"})
+    with pytest.raises(DataError, match=r"': folder: must be a path below --data-dir, but it is '/etc'$"):
+        work("image-folder", tmp_path, settings={"folder": "/etc"})
+    with pytest.raises(DataError, match=r"': train_samples must be a multiple of symbols, [^,]*$"):
+        work("delayed-recall", tmp_path, settings={"symbols": 3})
 
 
 def test_data_dir_that_is_a_file_is_an_error_that_names_it(tmp_path: Path, server: Server) -> None:
