@@ -4,6 +4,8 @@ import json
 import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -21,26 +23,21 @@ from sltt_bench.report.groups import (
 )
 from sltt_bench.report.integrity import (
     CHECKED,
-    EVERYTHING,
     Breach,
     Epochs,
+    began_with,
     beginning_breaches,
     beginnings,
     cell_fault,
-    data_breaches,
     gpu_state,
     mapping_at,
     method_breaches,
-    moment_breaches,
     plugins_of_method,
-    rank_breaches,
     replay_breaches,
-    resumed,
     sample_breaches,
-    source_breaches,
     source_of_plugin,
 )
-from sltt_bench.report.keys import DIFFERENCE_WORDS, TUNED, UNKNOWN_HARDWARE, GroupKey
+from sltt_bench.report.keys import TUNED, UNKNOWN_HARDWARE, GroupKey
 from sltt_bench.report.metrics import COLD_FIGURES, MEMORY_FIGURES, METRICS, PEAKS_OF_EPOCHS, Phase
 from sltt_bench.results.doubts import CHANCE, used_by_others
 from sltt_bench.results.reader import Results, Run
@@ -65,7 +62,6 @@ def make_groups(results: Results) -> list[Group]:
     facts = [_facts(cell, results.runs, epochs) for cell in cells.to_dict("records")]
     cells[list(facts[0])] = pd.DataFrame(facts, cells.index)
     cells = cells.assign(beside=_beside(cells), ranks=_ranks(cells, results.epochs))
-    cells["trained_in"] = _trained_in(cells, results.epochs)
     # Plain mappings, since thousands of small frames of pandas cost seconds.
     cells["figures"] = pd.Series(cells[figures].to_dict("records"), cells.index)
     names = [part.name for part in fields(GroupKey)]
@@ -113,20 +109,26 @@ class EpochsOfCells:
 _NOWHERE = np.array([], dtype=int)
 
 
-def _facts(cell: Mapping[Hashable, Any], runs: Sequence[Run], epochs: EpochsOfCells) -> dict[str, str]:
-    """Status and reason of a cell after the integrity pass, and what its run's files tell of its group's key."""
-    run, cell_id = runs[int(cell["run"])], str(cell["cell_id"])
-    measured_with = run.measured_with(cell_id, int(cell["attempt"]))
+def _facts(cell: Mapping[Hashable, Any], runs: Sequence[Run], epochs: EpochsOfCells) -> dict[str, Any]:
+    """Status and reason of a cell after the integrity pass, and what its run's files tell of it: for its group's key, and
+    for the breaches (`measured_with`, `circumstances`: of each attempt in which it trained; of a cell without epochs the last)."""
+    run, cell_id, last = runs[int(cell["run"])], str(cell["cell_id"]), int(cell["attempt"])
+    rows, told = epochs.checked((cell["run"], cell_id)), partial(run.measured_with, cell_id)
+    trained = [told(int(attempt)) for attempt in sorted({*rows["attempt"]} or {last})]
     fault = ""
     if cell["status"] == "ok":
-        fault = cell_fault(cell, epochs.checked((cell["run"], cell_id)), run.recipe_of(cell_id))
-        if run.is_stranger(cell_id, int(cell["attempt"])):
+        fault = cell_fault(cell, rows, run.recipe_of(cell_id))
+        if run.is_stranger(cell_id, last):
             fault = "provenance.json tells nothing of it, but of other cells: are its rows another run's?"
     return {
         "status": UNSOUND if fault else cell["status"],
         "reason": fault or cell["reason"],
-        **_circumstances(run, cell, measured_with),
+        **_circumstances(run, cell, told(last)),
         "tuning": _tuning(run, cell_id, cell["trials"], cell["overrides"]),
+        "chosen": "" if pd.isna(cell["trials"]) else _chosen(run, cell_id),
+        "measured_with": trained,
+        "circumstances": [_circumstances(run, cell, facts) for facts in trained] * (len(trained) > 1),
+        "began": began_with([told(attempt) for attempt in range(1, last + 1)]),
     }
 
 
@@ -224,15 +226,6 @@ def _ranks(cells: pd.DataFrame, epochs: pd.DataFrame) -> "pd.Series[str]":
     return known.where(known.notna(), planned)
 
 
-def _trained_in(cells: pd.DataFrame, epochs: pd.DataFrame) -> "pd.Series[Any]":
-    """The attempts in which each cell's epochs were trained; of one without epochs the last."""
-    attempts = {cell: tuple(sorted(set(own))) for cell, own in epochs.groupby(["run", "cell_id"])["attempt"]}
-    each = zip(cells["run"], cells["cell_id"], cells["attempt"], strict=True)
-    return pd.Series(
-        [attempts.get((run, cell), (last,)) for run, cell, last in each], cells.index, dtype=object
-    )
-
-
 def _tuning(run: Run, cell_id: str, trials: float, overrides: str) -> str:
     """Whose a cell's settings are, as `GroupKey.tuning` has it."""
     if pd.notna(trials):
@@ -315,11 +308,12 @@ def _group(key: GroupKey, members: pd.DataFrame, runs: Sequence[Run], epochs: Ep
         on_gpu=bool(members["device"].str.startswith("cuda").any()),
         device_bytes=float(key.device_memory) if key.device_memory else None,
     )
-    breaches = (
-        *_breaches(sound, runs, group),
-        *replay_breaches(members[is_sound], runs),
-        *_breaches_between(group),
+    of_methods = (
+        method_breaches(method, sound[method], group.accuracy_resolution, result.plugins)
+        for method, result in group.methods.items()
     )
+    between = breaches_between({result.method: result for result in group.finished})
+    breaches = (*chain.from_iterable(of_methods), *replay_breaches(members[is_sound]), *between)
     return replace(group, breaches=breaches)
 
 
@@ -329,6 +323,13 @@ def _recipe_of_group(run: Run, cell_id: str) -> Mapping[str, Any]:
     for section, key in _tuned_fields(run, cell_id):
         recipe = {**recipe, section: {**mapping_at(recipe, section), key: TUNED}}
     return recipe
+
+
+def _chosen(run: Run, cell_id: str) -> str:
+    """As JSON: what was chosen for a tuned cell."""
+    recipe, fields = run.recipe_of(cell_id), _tuned_fields(run, cell_id)
+    chosen = {f"{section}.{key}": mapping_at(recipe, section).get(key) for section, key in fields}
+    return json.dumps(chosen, sort_keys=True)
 
 
 def _tuned_fields(run: Run, cell_id: str) -> list[tuple[str, str]]:
@@ -346,58 +347,15 @@ def _claims(members: pd.DataFrame, runs: Sequence[Run]) -> tuple[Mapping[str, An
     return tuple(claims.values())
 
 
-def _breaches(sound: Mapping[str, pd.DataFrame], runs: Sequence[Run], group: Group) -> Iterator[Breach]:
-    """Of each method by itself. `sound`: method → its sound cells."""
-    for method in group.methods:
-        rows = sound[method]
-        yield from method_breaches(method, rows, group.accuracy_resolution)
-        yield from moment_breaches(method, rows, runs)
-        result = group.methods[method]
-        yield from source_breaches(method, rows, runs, result.plugins)
-        yield from data_breaches(method, result.epochs, runs)
-        yield from rank_breaches(method, rows, runs)
-        yield from _mixed_breaches(method, rows, runs)
-        if group.key.tuned:
-            yield from _tuning_breaches(method, rows, runs)
-
-
-def _breaches_between(group: Group) -> Iterator[Breach]:
-    """What should be alike in all methods of the group."""
+def breaches_between(results: Mapping[str, MethodResult]) -> Iterator[Breach]:
+    """What should be alike in all methods of a group, or in a method on all backends: under the name of each."""
     samples = {
-        result.method: {int(count) for count in result.epochs["samples"].dropna()}
-        for result in group.finished
-        if len(result.epochs)
+        name: counts
+        for name, result in results.items()
+        if len(result.epochs) and (counts := {int(count) for count in result.epochs["samples"].dropna()})
     }
-    yield from beginning_breaches({method: result.began for method, result in group.methods.items()})
-    yield from sample_breaches({method: counts for method, counts in samples.items() if counts})
-
-
-def _mixed_breaches(method: str, cells: pd.DataFrame, runs: Sequence[Run]) -> Iterator[Breach]:
-    """Cells that went on under other conditions than they began with."""
-    differing: set[str] = set()
-    for cell, attempts in resumed(cells, runs):
-        kept = [_circumstances(runs[int(cell["run"])], cell, facts) for facts in attempts]
-        for name in set(kept[0]) - {"revision"}:  # the source has a breach of its own
-            known = {words[name] for words in kept if words[name] and "unknown" not in words[name]}
-            if len(known) > 1:
-                differing.add(f"{DIFFERENCE_WORDS[name]}: {' and '.join(sorted(known))}")
-    if differing:
-        text = f"{method}: a cell was resumed under other conditions than it began with ({'; '.join(sorted(differing))})"
-        yield Breach(text, (method,), EVERYTHING, undecides=True)
-
-
-def _tuning_breaches(method: str, cells: pd.DataFrame, runs: Sequence[Run]) -> Iterator[Breach]:
-    """Cells of one method that were tuned to different settings: no repetitions of each other."""
-    settings = set()
-    for run, cell_id in zip(cells["run"], cells["cell_id"], strict=True):
-        recipe, fields = runs[int(run)].recipe_of(str(cell_id)), _tuned_fields(runs[int(run)], str(cell_id))
-        chosen = {f"{section}.{key}": mapping_at(recipe, section).get(key) for section, key in fields}
-        settings.add(json.dumps(chosen, sort_keys=True))
-    if len(settings) > 1:
-        yield Breach(
-            f"{method}: tuned to different settings in different runs ({' and '.join(sorted(settings))}); report one of them",
-            (method,), EVERYTHING, blocks=True,
-        )  # fmt: skip
+    yield from beginning_breaches({name: result.began for name, result in results.items()})
+    yield from sample_breaches(samples)
 
 
 def overrides_of(text: str) -> Mapping[str, Any]:
@@ -423,8 +381,8 @@ def _method_result(
         cells=cells,
         doubts=_doubts(ok),
         guesses=len(ok) > 0 and all(CHANCE in str(doubts) for doubts in ok["doubts"]),
-        plugins=tuple(plugins_of_method(ok, runs)),
-        began=beginnings(ok, runs),
+        plugins=tuple(plugins_of_method(ok)),
+        began=beginnings(ok),
     )
 
 

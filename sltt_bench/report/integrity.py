@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, combinations
-from operator import itemgetter
 from typing import Any, get_args
 
 import numpy as np
@@ -18,10 +17,10 @@ import numpy.typing as npt
 import pandas as pd
 
 from sltt_bench.common.format import Unit, counted
+from sltt_bench.report.keys import DIFFERENCE_WORDS
 from sltt_bench.report.metrics import METRICS
 from sltt_bench.report.numbers import first_of
 from sltt_bench.results.doubts import untimed_text
-from sltt_bench.results.reader import Run
 
 REPETITION_SHARE = 0.01
 """Accuracies of repetitions of one cell that differ by more are an alarm."""
@@ -134,7 +133,7 @@ _POSITIVE = (
     "peak_rss_bytes",
     "peak_tensor_bytes",
 )
-CHECKED = ("epoch", "samples", "train_loss", "test_top1", "validation_top1", *_POSITIVE)
+CHECKED = ("attempt", "epoch", "samples", "train_loss", "test_top1", "validation_top1", *_POSITIVE)
 """The columns of epochs.csv that the pass looks at."""
 
 
@@ -162,8 +161,32 @@ def _contradictions(cell: Mapping[Any, Any], epochs: Epochs) -> Iterator[str]:
 # A method's cells together ----------------------------------------------------------------------
 
 
-def method_breaches(method: str, cells: pd.DataFrame, resolution: float) -> Iterator[Breach]:
-    """What repetitions of a method's cells contradict. `cells`: sound ones, with figures beside their keys."""
+def method_breaches(
+    method: str, cells: pd.DataFrame, resolution: float, plugins: Sequence[str]
+) -> Iterator[Breach]:
+    """What is wrong with a method's cells. `cells`: sound ones, as `grouping.make_groups` has them; `plugins`: `plugins_of_method`."""
+    yield from _repetition_breaches(method, cells, resolution)
+    yield from _moment_breaches(method, cells)
+    if len(plugins) > 1:
+        yield Breach(
+            f"{method}: its plug-in changed between its cells ({' and '.join(plugins)}); report the runs of one of them",
+            (method,), EVERYTHING, blocks=True,
+        )  # fmt: skip
+    resumed = cells[cells["measured_with"].map(len) > 1].sort_values(["run", "cell_id"])
+    yield from _source_breaches(method, resumed)
+    yield from _data_breaches(method, resumed)
+    yield from _rank_breaches(method, cells)
+    yield from _mixed_breaches(method, resumed)
+    settings = sorted({*cells["chosen"]})
+    if len(settings) > 1:
+        yield Breach(
+            f"{method}: tuned to different settings in different runs ({' and '.join(settings)}); report one of them",
+            (method,), EVERYTHING, blocks=True,
+        )  # fmt: skip
+
+
+def _repetition_breaches(method: str, cells: pd.DataFrame, resolution: float) -> Iterator[Breach]:
+    """What repetitions of a cell contradict."""
     if cells["cell_id"].is_unique:
         return
     repeated = cells[cells.duplicated(["cell_id", "seed"], keep=False)]
@@ -188,13 +211,13 @@ def method_breaches(method: str, cells: pd.DataFrame, resolution: float) -> Iter
 def sample_breaches(samples: Mapping[str, set[int]]) -> Iterator[Breach]:
     """Methods of one group whose epochs have different numbers of samples (method → counts)."""
     if len({count for counts in samples.values() for count in counts}) > 1:
-        listing = ", ".join(f"{method} {min(counts):,}" for method, counts in samples.items() if counts)
+        listing = ", ".join(f"{method} {min(counts):,}" for method, counts in samples.items())
         yield Breach(
             f"different numbers of samples an epoch: {listing}", tuple(samples), EVERYTHING, blocks=True
         )
 
 
-def moment_breaches(method: str, cells: pd.DataFrame, runs: Sequence[Run]) -> Iterator[Breach]:
+def _moment_breaches(method: str, cells: pd.DataFrame) -> Iterator[Breach]:
     """What disturbed the machine while a method's cells ran."""
     shares = (cells["data_wait_s"].astype(float) / cells["epoch_s"].astype(float)).dropna()
     if len(shares) and shares.max() > WAITING_SHARE:
@@ -218,8 +241,8 @@ def moment_breaches(method: str, cells: pd.DataFrame, runs: Sequence[Run]) -> It
         yield Breach(f"{method}: measured while up to {others_text} ran", (method,), _TIME)
     limited: dict[str, float] = {}
     others = 0
-    for _, measured_with in _measured_with(cells, runs):
-        gpu = gpu_state(measured_with)
+    for facts in chain.from_iterable(cells["measured_with"]):
+        gpu = gpu_state(facts)
         for reason, share in (gpu.get("clock_limits_while_training") or {}).items():
             limited[reason] = max(limited.get(reason, 0.0), float(share))
         for state in (gpu.get("at_start") or {}, gpu.get("at_end") or {}):
@@ -234,11 +257,11 @@ def moment_breaches(method: str, cells: pd.DataFrame, runs: Sequence[Run]) -> It
         yield Breach(f"{method}: {counted(others, 'other process')} on the GPU", (method,), (*_TIME, "bytes"))
 
 
-def replay_breaches(cells: pd.DataFrame, runs: Sequence[Run]) -> Iterator[Breach]:
+def replay_breaches(cells: pd.DataFrame) -> Iterator[Breach]:
     """Methods of one group whose work reached the GPU call by call where that of others was replayed."""
     replayed: dict[str, bool] = {}
-    for method, measured_with in _measured_with(cells, runs):
-        replayed[method] = replayed.get(method, False) or _is_replayed(measured_with)
+    for method, attempts in zip(cells["method"], cells["measured_with"], strict=True):
+        replayed[method] = replayed.get(method, False) or any(map(_is_replayed, attempts))
     faster = [method for method, is_replayed in replayed.items() if is_replayed]
     for method in replayed if faster else ():
         if not replayed[method]:
@@ -249,30 +272,21 @@ def replay_breaches(cells: pd.DataFrame, runs: Sequence[Run]) -> Iterator[Breach
             )  # fmt: skip
 
 
-def plugins_of_method(cells: pd.DataFrame, runs: Sequence[Run]) -> list[str]:
+def plugins_of_method(cells: pd.DataFrame) -> list[str]:
     """The versions of a method's plug-in, in words, that its cells ran; none for a method of this package."""
     return sorted(
         {
             source_of_plugin(plugin)
-            for _, measured_with in _measured_with(cells, runs)
-            for name, plugin in mapping_at(measured_with, "plugins").items()
+            for facts in chain.from_iterable(cells["measured_with"])
+            for name, plugin in mapping_at(facts, "plugins").items()
             if name.startswith("methods ")
         }
     )
 
 
-def source_breaches(
-    method: str, cells: pd.DataFrame, runs: Sequence[Run], sources: Sequence[str]
-) -> Iterator[Breach]:
-    """A method of a plug-in whose cells ran different code, of which the name says nothing; and cells that went on with
-    other code than they began with. `sources`: `plugins_of_method`."""
-    if len(sources) > 1:
-        yield Breach(
-            f"{method}: its plug-in changed between its cells ({' and '.join(sources)}); "
-            "report the runs of one of them",
-            (method,), EVERYTHING, blocks=True,
-        )  # fmt: skip
-    for _, attempts in resumed(cells, runs):
+def _source_breaches(method: str, resumed: pd.DataFrame) -> Iterator[Breach]:
+    """Cells that went on with other code than they began with."""
+    for attempts in resumed["measured_with"]:
         known = {str(source)[:12] for facts in attempts if (source := facts.get("source_sha256"))}
         if len(known) > 1:
             text = f"{method}: a cell was resumed with other code of sltt-bench than it began with (source {' and '.join(sorted(known))})"
@@ -280,14 +294,11 @@ def source_breaches(
             return
 
 
-def data_breaches(method: str, epochs: pd.DataFrame, runs: Sequence[Run]) -> Iterator[Breach]:
-    """Cells that went on with other samples than they began with. `epochs`: the rows of a method's cells."""
-    if len(epochs) == 0:
-        return
-    for (run, cell_id), rows in epochs.groupby(["run", "cell_id"]):
+def _data_breaches(method: str, resumed: pd.DataFrame) -> Iterator[Breach]:
+    """Cells that went on with other samples than they began with."""
+    for attempts in resumed["measured_with"]:
         known: dict[tuple[str, int], set[str]] = {}
-        for attempt in set(rows["attempt"]):
-            facts = runs[int(str(run))].measured_with(str(cell_id), int(attempt))
+        for facts in attempts:
             for name in (name for name in DATA_DIGESTS if facts.get(name)):
                 # Of a batch that is divided, a process sees a part: another one where they are more or fewer.
                 ranks = len(facts.get("ranks") or ()) if name == FIRST_BATCH else 0
@@ -300,10 +311,10 @@ def data_breaches(method: str, epochs: pd.DataFrame, runs: Sequence[Run]) -> Ite
                 return
 
 
-def rank_breaches(method: str, cells: pd.DataFrame, runs: Sequence[Run]) -> Iterator[Breach]:
+def _rank_breaches(method: str, cells: pd.DataFrame) -> Iterator[Breach]:
     """Cells whose batches were divided over processes that had not the same data set, or not the same weights."""
     unlike: set[str] = set()
-    for _, facts in _measured_with(cells, runs):
+    for facts in chain.from_iterable(cells["measured_with"]):
         told = facts.get("ranks_began_with")
         ranks = [mapping_at(rank) for rank in told] if isinstance(told, list) else []
         for name, words in _ALIKE_IN_RANKS.items():
@@ -321,6 +332,19 @@ _ALIKE_IN_RANKS = {
     "weights_sha256": "weights to begin with",
 }
 """Key of a rank's entry in an attempt's `ranks_began_with` in provenance.json → what it is of."""
+
+
+def _mixed_breaches(method: str, resumed: pd.DataFrame) -> Iterator[Breach]:
+    """Cells that went on under other conditions than they began with."""
+    differing: set[str] = set()
+    for kept in resumed["circumstances"]:
+        for name in set(kept[0]) - {"revision"}:  # the source has a breach of its own
+            known = {words[name] for words in kept if words[name] and "unknown" not in words[name]}
+            if len(known) > 1:
+                differing.add(f"{DIFFERENCE_WORDS[name]}: {' and '.join(sorted(known))}")
+    if differing:
+        text = f"{method}: a cell was resumed under other conditions than it began with ({'; '.join(sorted(differing))})"
+        yield Breach(text, (method,), EVERYTHING, undecides=True)
 
 
 Beginnings = Mapping[str, Mapping[int, frozenset[str]]]
@@ -352,16 +376,19 @@ def _by_digest(began: Mapping[str, Beginnings], name: str) -> dict[int, dict[str
     return of_seeds
 
 
-def beginnings(cells: pd.DataFrame, runs: Sequence[Run]) -> Beginnings:
+def beginnings(cells: pd.DataFrame) -> Beginnings:
     """What the cells of one method began with."""
-    began: dict[str, dict[int, frozenset[str]]] = {
-        name: {} for name in chain.from_iterable(BEGINNINGS.values())
-    }
-    for run, cell_id, seed, attempt in _columns(cells, "run", "cell_id", "seed", "attempt"):
-        for name, by_seed in began.items():
-            if (known := _at_first(runs[int(run)], str(cell_id), int(attempt), name)) is not None:
-                by_seed[int(seed)] = by_seed.get(int(seed), frozenset()) | {known}
+    began: dict[str, dict[int, frozenset[str]]] = {name: {} for name in _BEGUN_WITH}
+    for seed, digests in zip(cells["seed"], cells["began"], strict=True):
+        for name, digest in digests.items():
+            began[name][int(seed)] = began[name].get(int(seed), frozenset()) | {digest}
     return began
+
+
+def began_with(attempts: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Key of `BEGINNINGS` → what the first of a cell's attempts that knows it said: a resumed one begins in the middle."""
+    known = {name: next(filter(None, (facts.get(name) for facts in attempts)), None) for name in _BEGUN_WITH}
+    return {name: str(digest) for name, digest in known.items() if digest}
 
 
 def _unlike(text: str, began: Mapping[str, set[str]]) -> Iterator[Breach]:
@@ -385,12 +412,7 @@ BEGINNINGS = {
     "evaluation saw different samples": DATA_DIGESTS[2:],
 }
 """What it means where cells that should be alike differ in one of these keys of an attempt in provenance.json."""
-
-
-def _at_first(run: Run, cell_id: str, last: int, name: str) -> str | None:
-    """What the first attempt that knows it said, of attempts up to the last; a resumed one begins in the middle."""
-    attempts = (run.measured_with(cell_id, number) for number in range(1, last + 1))
-    return next((str(known) for facts in attempts if (known := facts.get(name))), None)
+_BEGUN_WITH = tuple(chain.from_iterable(BEGINNINGS.values()))
 
 
 def source_of_plugin(plugin: Any) -> str:
@@ -398,31 +420,6 @@ def source_of_plugin(plugin: Any) -> str:
     facts = mapping_at(plugin)
     source = str(facts.get("source_sha256") or "unknown")[:12]
     return " ".join([*filter(None, [facts.get("package"), facts.get("version")]), f"source {source}"])
-
-
-def resumed(
-    cells: pd.DataFrame, runs: Sequence[Run]
-) -> Iterator[tuple[Mapping[Any, Any], list[Mapping[str, Any]]]]:
-    """The cells that trained in several attempts, in the order of their ids (each with what `circumstances` asks of it), and
-    what these were measured with."""
-    names = ("run", "cell_id", "trained_in", "device_name", "backend")
-    records = [dict(zip(names, values, strict=True)) for values in _columns(cells, *names)]
-    for cell in sorted(records, key=itemgetter("run", "cell_id")):
-        if len(cell["trained_in"]) > 1:
-            run, cell_id = runs[int(cell["run"])], str(cell["cell_id"])
-            yield cell, [run.measured_with(cell_id, int(attempt)) for attempt in cell["trained_in"]]
-
-
-def _columns(cells: pd.DataFrame, *names: str) -> Iterator[tuple[Any, ...]]:
-    """These columns row by row. A dictionary of each whole row would take a hundred times as long."""
-    return zip(*(cells[name] for name in names), strict=True)
-
-
-def _measured_with(cells: pd.DataFrame, runs: Sequence[Run]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The method of each cell and what it was measured with, for each attempt in which it trained."""
-    for method, run, cell_id, attempts in _columns(cells, "method", "run", "cell_id", "trained_in"):
-        for attempt in attempts:
-            yield str(method), runs[int(run)].measured_with(str(cell_id), int(attempt))
 
 
 def _is_replayed(measured_with: Mapping[str, Any]) -> bool:

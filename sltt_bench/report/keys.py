@@ -127,10 +127,10 @@ def fewest_words(facts: Iterable[Sequence[str]]) -> list[tuple[str, ...]]:
     return words
 
 
-def settings_apart(place: int, alike: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """As few words as tell some resolved recipes (dotted keys) apart: those of the one at this place among them."""
+def settings_apart(own: Mapping[str, Any], alike: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """As few words as tell one resolved recipe (dotted keys) from some others; it is among them."""
     words = fewest_words(_settings_in_words(alike))
-    return words[place] if words else ()
+    return words[alike.index(own)] if words else ()
 
 
 def _settings_in_words(alike: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:

@@ -94,35 +94,20 @@ def studies(results: Results) -> list[TuningStudy]:
     cell = ["run", "cell_id"]
     about = results.cells[[*cell, "device_name", "smoke", "epochs_planned", "overrides"]]
     rows = rows.drop_duplicates(cell, keep="last").merge(about, on=cell, how="left")
-    rows = rows.assign(
-        device_name=rows["device_name"].fillna(""),
-        smoke=rows["smoke"].fillna(False).astype(bool),
-        point=[
-            json.dumps(_point(overrides_of(overrides), json.loads(setting)), sort_keys=True)
-            for overrides, setting in zip(rows["overrides"].fillna(""), rows["setting"], strict=True)
-        ],
-        settings=[
-            json.dumps(
-                _point(
-                    settings_of(results.runs[int(run)].recipe_of(str(cell_id)), backend), json.loads(setting)
-                ),
-                sort_keys=True,
-            )
-            for run, cell_id, backend, setting in rows[[*cell, "backend", "setting"]].itertuples(index=False)
-        ],
-    )
+    rows["device_name"] = rows["device_name"].fillna("")
+    rows["smoke"] = rows["smoke"].fillna(False).astype(bool)
+    rows["overrides"] = rows["overrides"].fillna("")
+    points, settings = [], []
+    facts = rows[[*cell, "backend", "setting", "overrides"]]
+    for run, cell_id, backend, setting, overrides in facts.itertuples(index=False):
+        searched = json.loads(setting)
+        recipe = settings_of(results.runs[int(run)].recipe_of(str(cell_id)), backend)
+        points.append(json.dumps(_point(overrides_of(overrides), searched), sort_keys=True))
+        settings.append(json.dumps(_point(recipe, searched), sort_keys=True))
+    rows = rows.assign(point=points, settings=settings)
     alike = [
-        "recipe",
-        "point",
-        "settings",
-        "protocol",
-        "backend",
-        "timesteps",
-        "batch_size",
-        "precision",
-        "device_name",
-        "smoke",
-    ]
+        "recipe", "point", "settings", "protocol", "backend", "timesteps", "batch_size", "precision", "device_name", "smoke",
+    ]  # fmt: skip
     return _told_apart([_study(same) for _, same in rows.groupby(alike, sort=True)])
 
 
@@ -132,8 +117,7 @@ def _told_apart(tuned: Sequence[TuningStudy]) -> list[TuningStudy]:
     for study in tuned:
         alike = [other for other in tuned if (other.title, other.budget) == (study.title, study.budget)]
         words = [word for word in study.conditions if any(word not in other.conditions for other in alike)]
-        place = next(number for number, other in enumerate(alike) if other is study)
-        words += settings_apart(place, [other.settings for other in alike])
+        words += settings_apart(study.settings, [other.settings for other in alike])
         told.append(replace(study, apart=tuple(words)))
     return told
 

@@ -67,8 +67,7 @@ def _title(family: EstimateFamily, siblings: Sequence[EstimateFamily]) -> str:
     """What is shown, and what tells this family from the recipe's others."""
     words = [word for word in family.conditions if any(word not in other.conditions for other in siblings)]
     alike = [other for other in siblings if other.conditions == family.conditions]
-    place = next(number for number, other in enumerate(alike) if other is family)
-    apart = settings_apart(place, [other.settings for other in alike])
+    apart = settings_apart(family.settings, [other.settings for other in alike])
     return ", ".join(["Memory and multiplications", *words, *apart])
 
 

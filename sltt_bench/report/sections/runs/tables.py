@@ -9,8 +9,9 @@ from typing import Any
 from sltt_bench.common.format import DASH, counted, scale_for, significant
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Column, Heading, Table, TableCell, Tone, table_of
+from sltt_bench.report.grouping import breaches_between
 from sltt_bench.report.groups import Group, MethodResult, NotComparable
-from sltt_bench.report.integrity import Breach, beginning_breaches, sample_breaches
+from sltt_bench.report.integrity import Breach
 from sltt_bench.report.metrics import INFERENCE_FIGURES, MEMORY_FIGURES, METRICS, stat_of
 from sltt_bench.report.sections.cells import EMPTY, plain_cell, word_column
 from sltt_bench.report.statistics import PairedEstimate, Stat
@@ -407,13 +408,7 @@ def _breaches_of_backends(method: str, groups: Sequence[Group]) -> Iterator[Brea
         for breach in group.breaches:
             if breach.methods == (method,):
                 yield replace(breach, methods=(name,), text=breach.text.replace(method, name, 1))
-    yield from beginning_breaches({backend: result.began for backend, result in results.items()})
-    samples = {
-        backend: {int(count) for count in result.epochs["samples"].dropna()}
-        for backend, result in results.items()
-        if len(result.epochs)
-    }
-    yield from sample_breaches({backend: counts for backend, counts in samples.items() if counts})
+    yield from breaches_between(results)
 
 
 def _backend_table(method: str, groups: Sequence[Group]) -> Table:
