@@ -702,7 +702,9 @@ def test_an_accuracy_that_every_seed_reaches_is_one_of_the_seeds_that_finished(t
     run.cell("sltt", top1=[0.2, 0.5, 0.9], peak_tensor_bytes=MIB)
     assert "accuracy that every seed of every method reaches" in figures(tmp_path)["accuracy"].caption
     run.cell("bptt", status="oom", reason="no memory")
-    assert "accuracy that every finished seed of every method reaches" in figures(tmp_path)["accuracy"].caption
+    assert (
+        "accuracy that every finished seed of every method reaches" in figures(tmp_path)["accuracy"].caption
+    )
 
 
 def test_every_pair_is_a_dot_beside_its_mean_and_interval(all_figures: dict[str, Figure]) -> None:
