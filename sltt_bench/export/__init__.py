@@ -150,7 +150,7 @@ def trained_cell(run: Path, method: str, seed: int | None, cell_id: str | None =
     if of_method.empty:
         asked += nearest(method, results.cells["method"].unique())
     if len(cells) != 1:
-        raise ExportError(f"{run}: {len(cells)} cells have {asked}; {_one_of(cells)}")
+        raise ExportError(f"{run}: {len(cells)} cells have {asked}; {_one_of(cells, of_method)}")
     row = {str(column): value for column, value in cells.iloc[0].items()}
     folder = results.runs[row["run"]]
     epochs = results.epochs[(results.epochs["run"] == row["run"])]
@@ -168,8 +168,9 @@ def _name(row: Mapping[str, Any], siblings: "pd.DataFrame") -> str:
     return "-".join(words)
 
 
-def _one_of(cells: "pd.DataFrame") -> str:
-    """Returns a hint on how to name one of these cells, or how to find others if there are none."""
+def _one_of(cells: "pd.DataFrame", of_method: "pd.DataFrame") -> str:
+    """Returns a hint on how to name one of these cells, or if there are none one of their method."""
+    cells = of_method if cells.empty else cells
     if cells.empty:
         return "`sltt-bench show RUN` names those that there are"
     if cells["run"].nunique() > 1:

@@ -19,7 +19,14 @@ from sltt_bench.planning.recipe_faults import (
     blamed_on_settings,
 )
 from sltt_bench.planning.recipe_fields import Recipe
-from sltt_bench.planning.recipe_files import are_other_data, beside, find_recipe, read_extended
+from sltt_bench.planning.recipe_files import (
+    are_other_data,
+    beside,
+    find_recipe,
+    read_extended,
+    recipe_names,
+    study_names,
+)
 from sltt_bench.planning.recipe_validation import NAMED, validate_options, validated
 from sltt_bench.planning.studies import FOLDER as STUDIES
 from sltt_bench.results.schema import RECIPE_FILE
@@ -58,6 +65,8 @@ def load_recipe(
     recipe, faults = reading.resolved(layers, any_k=any_k)
     if recipe is None:
         lines = blamed(faults, reading.files, layers, lambda fewer: reading.resolved(fewer, any_k=any_k)[1])
+        if reading.path.name == RECIPE_FILE and reading.resolved([], any_k=True)[0] is None:
+            lines = [*lines, _of_a_record(reading)]
         raise RecipeError(str(reading.path), [str(fault) for fault in faults], lines)
     if not smoke and smoke_layer is not None and reading.path.name != RECIPE_FILE:
         _check_smoke(reading, smoke_layer, [] if place is None else [override])
@@ -85,6 +94,13 @@ class _Reading:
 
     def _of_task(self, name: str) -> Recipe:
         return load_recipe(beside(self.path, name), any_k=True)
+
+
+def _of_a_record(reading: _Reading) -> str:
+    """What to do about a run's own recipe with faults that the version which wrote it did not see."""
+    name = reading.raw["name"]
+    today = f", or run {name} as it is today" if name in (*recipe_names(), *study_names()) else ""
+    return f"{reading.path}: is a run's record; mend a copy of it (claims change nothing that runs){today}"
 
 
 def _read(path: Path) -> _Reading:

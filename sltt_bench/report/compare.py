@@ -267,7 +267,10 @@ def _in_place_of(metric: str, headlines: Sequence[str | None]) -> Iterator[str]:
 
 
 def _apart(metric: str, a: MethodResult, b: MethodResult) -> Iterator[str]:
-    """What the two sides of a figure do not share, though the name of the method and the seeds are the same."""
+    """What the two sides of a figure do not share, though the name of the method is the same."""
+    for side, own, other in (("A", a, b), ("B", b, a)):
+        if alone := sorted(own.values[metric].keys() - other.values[metric].keys()):
+            yield f"{seeds_text(alone)} only in {side}"
     if a.plugins != b.plugins:
         sides = (f"{', '.join(side.plugins) or 'none'} ({name})" for name, side in (("A", a), ("B", b)))
         yield f"the method's plug-in is another: {', '.join(sides)}"
@@ -381,5 +384,10 @@ def _table(experiment: str, changes: Sequence[Change], number: int) -> Table:
         (Heading("B against A"), lambda change: TableCell(change.change)),
         (Heading("verdict", numeric=False), lambda change: TableCell(change.word, tone=_TONES[change.word])),
     ]
-    notes = [f"{change.method}, {change.label}: {change.reason}." for change in changes if change.reason]
+    figures: dict[tuple[str, str], list[str]] = {}
+    for change in changes:
+        figures.setdefault((change.method, change.reason), []).append(change.label)
+    notes = [
+        f"{method}, {', '.join(labels)}: {reason}." for (method, reason), labels in figures.items() if reason
+    ]
     return table_of(f"compare-{number}", experiment, columns, changes, notes)

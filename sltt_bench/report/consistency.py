@@ -117,10 +117,7 @@ def _clock(cell: MeasuredCell) -> Iterator[str]:
     if (cell.column("data_wait_s") > trained * (1 + ROUNDING)).any():
         yield "data_wait_s is longer than train_s in some epoch"
     attempts, ends = cell.column("attempt"), np.array([_moment(text) for text in cell.epochs["finished_utc"]])
-    last = attempts == cell.row["attempt"]
-    spent, whole = np.nansum(trained[last]) + np.nansum(evaluated[last]), float(cell.row["wall_s"])
-    if spent > whole * (1 + ROUNDING):
-        yield f"its epochs took {spent:.1f} s, more than the whole cell ({whole:.1f} s)"
+    last, whole = attempts == cell.row["attempt"], float(cell.row["wall_s"])
     began = _moment(cell.row["started_utc"])
     if (ends[last] < began - CLOCK_S).any():
         yield "finished_utc of some epoch is before started_utc of the cell"

@@ -133,7 +133,7 @@ _POSITIVE = (
     "peak_rss_bytes",
     "peak_tensor_bytes",
 )
-CHECKED = ("attempt", "epoch", "samples", "train_loss", "test_top1", "validation_top1", *_POSITIVE)
+CHECKED = ("attempt", "epoch", "samples", "eval_s", "train_loss", "test_top1", "validation_top1", *_POSITIVE)
 """The columns of epochs.csv that the pass looks at."""
 
 
@@ -142,7 +142,14 @@ def _known(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return values[~np.isnan(values)]
 
 
+_ROUNDING = 1e-6
+
+
 def _contradictions(cell: Mapping[Any, Any], epochs: Epochs) -> Iterator[str]:
+    last_attempt = epochs["attempt"] == cell["attempt"]
+    spent = sum(float(np.nansum(epochs[name][last_attempt])) for name in ("train_s", "eval_s"))
+    if spent > float(cell["wall_s"]) * (1 + _ROUNDING):
+        yield f"its epochs took {spent:.1f} s, more than the whole cell ({cell['wall_s']:.1f} s)"
     top1 = epochs["test_top1"]
     if cell["synthetic"]:
         return

@@ -160,7 +160,7 @@ SHORTCOMINGS: dict[str, tuple[Callable[[Path], object], set[str], str]] = {
     ),
     "times of somebody's own that go together": (
         scale(train_s=5, samples_per_s=1 / 5),
-        {"figures that follow"},
+        {"sound cells", "figures that follow"},
         "more than the whole cell",
     ),
     "no plan": (

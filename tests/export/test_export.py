@@ -546,10 +546,10 @@ def test_a_cell_of_a_sweep_is_named_by_its_id(tmp_path: Path) -> None:
         2,
         True,
     )
-    with pytest.raises(
-        ExportError, match="0 cells have the method sltt and id nobody; `sltt-bench show RUN`"
-    ):
-        trained_cell(run.path, "sltt", None, "nobody")
+    for seed, cell_id, asked in ((None, "nobody", "id nobody"), (-1, None, "seed -1")):
+        there_are = f"0 cells have the method sltt and {asked}; name one by --seed or --cell: .*{ids[0]} "
+        with pytest.raises(ExportError, match=there_are):
+            trained_cell(run.path, "sltt", seed, cell_id)
 
 
 def test_an_accuracy_that_is_none_or_has_no_benchmark_is_not_published(tmp_path: Path) -> None:

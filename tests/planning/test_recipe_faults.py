@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sltt_bench.command_line.cli import app
+from sltt_bench.common.yaml_text import dump_yaml
 from sltt_bench.planning import recipe
 from sltt_bench.planning.plan import Request, make_plans
 from sltt_bench.planning.recipe import load_recipe
@@ -238,3 +239,26 @@ def test_a_recipe_with_hundreds_of_faults_is_read_once_more_for_all_of_them(
     assert len(error.value.faults) > 60
     assert str(error.value).count("\n") == 25
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "today"), [("studies/tau", ", or run studies/tau as it is today"), ("own", "")]
+)
+def test_a_runs_record_that_another_version_took_says_what_to_do_about_it(
+    name: str, today: str, tmp_path: Path
+) -> None:
+    record = tmp_path / "recipe.yaml"
+    values = load_recipe("digits").model_dump(mode="json")
+    claim = {**values["claims"][0], "when": {"extends": "_digits"}}
+    record.write_text(dump_yaml({**values, "name": name, "claims": [claim]}))
+    with pytest.raises(RecipeError) as told:
+        load_recipe(str(record))
+    fault, advice = str(told.value).splitlines()
+    assert "no grid of `study` has the recipe" in fault
+    assert (
+        advice == f"{record}: is a run's record; mend a copy of it (claims change nothing that runs){today}"
+    )
+    record.write_text(dump_yaml({**values, "name": name}))
+    with pytest.raises(RecipeError) as told:  # what an option has is not the record's
+        load_recipe(str(record), {"timesteps": 0})
+    assert "record;" not in str(told.value)

@@ -245,6 +245,17 @@ def test_the_printed_table_counts_the_words(tmp_path: Path) -> None:
     assert "2.00×" in text
 
 
+def test_seeds_that_only_one_side_has_are_named_once_for_all_figures(tmp_path: Path) -> None:
+    make(tmp_path / "a", [2.0] * 5)
+    make(tmp_path / "b", [2.0] * 3)
+    console = Console(record=True, width=160)
+    compare_sets(tmp_path / "a", tmp_path / "b", 0.05, console=console)
+    text = " ".join(console.export_text().split())
+    note = "sltt, last-epoch top-1, epoch time, live tensors: seeds 3, 4 only in A."
+    assert (text.count(note), text.count("only in")) == (1, 1)
+    assert "n = 3" in text
+
+
 def test_in_a_narrow_terminal_every_line_of_a_record_has_a_name_and_a_value(tmp_path: Path) -> None:
     make(tmp_path / "a", [2.0] * 5)
     make(tmp_path / "b", [4.0] * 5)

@@ -187,6 +187,27 @@ def test_one_test_sample_is_told_with_digits_enough(
     assert (words in told[0]) if words else not told
 
 
+@pytest.mark.parametrize(
+    ("samples", "last", "points"),
+    [(360, (0.94, 0.98), "1.3"), (50_000, (0.7, 0.0), "0.20"), (360, (1.0, 1.0), None), (None, (0.9, 0.9), None)],
+)
+def test_a_table_says_how_far_other_test_samples_would_move_its_accuracies(
+    tmp_path: Path, samples: int | None, last: tuple[float, float], points: str | None
+) -> None:
+    """√(0.94 · 0.06 / 360) is 1.25 %, √(0.7 · 0.3 / 50,000) is 0.205 %."""
+    run = HandmadeRun(tmp_path)
+    for method, top1 in zip(("bptt", "sltt"), last, strict=True):
+        run.cell(method, recipe=varied(RECIPE, data__test_samples=samples), top1=[0.1, 0.5, top1])
+    (group,) = read_groups(tmp_path)
+    told = " ".join(overview(group, "bptt").notes)
+    if points is None:
+        assert "test samples" not in told
+    else:
+        assert f"the same {samples:,} test samples; other samples would move" in told
+        assert f"by up to {points} points besides" in told
+    assert "test samples" not in " ".join(overview(group, "bptt", brief=True).notes)
+
+
 def test_no_table_of_inference_where_nothing_was_counted(group: Group) -> None:
     assert inference_costs(group) is None
 

@@ -697,6 +697,16 @@ def test_a_method_at_chance_has_no_time_to_an_accuracy_and_sets_none_for_others(
     assert [line.get_label() for line in drawn(figure).axes[2].lines] == ["sltt"]
 
 
+def test_an_accuracy_that_every_seed_reaches_is_one_of_the_seeds_that_finished(tmp_path: Path) -> None:
+    run = HandmadeRun(tmp_path / "run")
+    run.cell("sltt", top1=[0.2, 0.5, 0.9], peak_tensor_bytes=MIB)
+    assert "accuracy that every seed of every method reaches" in figures(tmp_path)["accuracy"].caption
+    run.cell("bptt", status="oom", reason="no memory")
+    assert (
+        "accuracy that every finished seed of every method reaches" in figures(tmp_path)["accuracy"].caption
+    )
+
+
 def test_every_pair_is_a_dot_beside_its_mean_and_interval(all_figures: dict[str, Figure]) -> None:
     time, accuracy = drawn(all_figures["pairs"]).axes
     assert [label.get_text() for label in time.get_yticklabels()] == ["sltt", "sltt-k4", "sltt-k1"]

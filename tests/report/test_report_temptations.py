@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from checkout import RESULTS
 from result_builder import MIB, RECIPE, HandmadeRun, told, varied
@@ -177,6 +178,22 @@ def a_time_of_zero(top: Path) -> None:
     measure(into, methods=["bptt"])
     for seed in range(3):
         into.cell("sltt", seed, train_s=[9.0, 0.0, 1.0])
+
+
+@temptation("its epochs took 17.9 s, more than the whole cell (17.0 s)", words=["not measured"])
+def a_baseline_whose_epochs_took_longer_than_its_cell(top: Path) -> None:
+    into = run(top / "a", TIME)
+    measure(into, [0], methods=["sltt"])
+    measure(into, [0], methods=["bptt"], eval_s=0.3, cell={"wall_s": 17.0})
+
+
+@temptation("n = 3", never=["unsound"], words=["held"])
+def epochs_of_an_earlier_attempt_are_no_part_of_the_last_ones_time(top: Path) -> None:
+    into = run(top / "a", TIME)
+    measure(into, attempt=2, cell={"wall_s": 9.0})
+    epochs = pd.read_csv(into.path / EPOCHS_FILE)
+    epochs.loc[epochs["epoch"] == 1, "attempt"] = 1
+    epochs.to_csv(into.path / EPOCHS_FILE, index=False)
 
 
 @temptation("peak_tensor_bytes is not a finite number above 0", words=["not measured"], never=["0.00×"])

@@ -258,9 +258,10 @@ def _accuracy(group: Group, name: str, shown: list[Curve]) -> Figure:
                 if not curve.at_chance
             ]
         )
-        every = "every method above chance" if chance else "every method"
+        seeds = "every finished seed" if any(r.failures for r in group.methods.values()) else "every seed"
+        methods = "every method above chance" if chance else "every method"
         texts.append(
-            f"Dotted: {numbers.percent(target)} %, the highest accuracy that every seed of {every} reaches. Training time "
+            f"Dotted: {numbers.percent(target)} %, the highest accuracy that {seeds} of {methods} reaches. Training time "
             f"until then (geometric mean over seeds): {reached}."
         )
     timed = len(timed_accuracies(shown, floor)) > 0

@@ -1,5 +1,6 @@
 """Comparison tables of a group of cells."""
 
+import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -45,7 +46,18 @@ def overview(group: Group, baseline: str, *, brief: bool = False) -> Table:
         notes.append(
             f"Pareto: accuracies within one test sample ({counted(sample, 'point')}) count as equal."
         )
+    if not brief and (scatter := _scatter_over_samples(group)):
+        notes.append(
+            f"Accuracies: ± and [ ] are over seeds, all on the same {round(1 / group.accuracy_resolution):,} test samples; other samples "
+            f"would move an accuracy by up to {significant(100 * scatter, 2)} points besides (binomial standard deviation)."
+        )
     return table_of("overview", "Accuracy, time and memory", columns, group.methods.values(), notes)
+
+
+def _scatter_over_samples(group: Group) -> float:
+    """The largest standard deviation, over test samples drawn anew, of a method's accuracy p: √(p (1 − p) / samples)."""
+    means = [stat.mean for result in group.finished if (stat := result.stat("last_test_top1"))]
+    return max((math.sqrt(p * (1 - p) * group.accuracy_resolution) for p in means), default=0.0)
 
 
 def every_figure(group: Group, baseline: str) -> Table:
