@@ -13,7 +13,7 @@ import sys
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,7 +21,7 @@ if sys.platform != "win32":
     import fcntl
 
 MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"
-"""In names of temporary files and folders; short, since a socket's path has about a hundred characters at most."""
+"""In names of temporary files and folders."""
 _PREFIX, _MARK = f"sltt-bench-{MACHINE}-", ".in-use"
 """Names of temporary folders, and of the file in each that is locked."""
 
@@ -70,38 +70,66 @@ def _remove_unless_held(path: Path, remove: Callable[[Path], object]) -> None:
 def own_temporary_folder() -> Iterator[None]:
     """Let this process, and those that it starts, put temporary files into a folder that is removed with them.
 
-    What compilers, loader processes and plug-ins leave there when they are killed would stay for ever. Without effect
-    where no folder can be made.
+    What compilers, loader processes and plug-ins leave there when they are killed would stay for ever. Sockets have another
+    one where its path is too long for them. Without effect where no folder can be made.
     """
-    earlier = tempfile.tempdir, os.environ.get("TMPDIR")
-    try:
-        folder = tempfile.mkdtemp(prefix=_PREFIX)
-        held = new_held_file(Path(folder, _MARK))
-    except OSError:
-        yield
-        return
-    tempfile.tempdir = os.environ["TMPDIR"] = folder
-    # multiprocessing keeps a folder in it for the whole process, and would remove that as the process ends.
-    of_process = multiprocessing.current_process()._config  # type: ignore[attr-defined]
-    sockets = of_process.get("tempdir")
-    of_process["tempdir"] = folder
-    try:
-        yield
-    finally:
-        of_process["tempdir"] = sockets
-        tempfile.tempdir, variable = earlier
-        os.environ.pop("TMPDIR", None)
-        if variable is not None:
-            os.environ["TMPDIR"] = variable
+    with ExitStack() as folders:
+        folder = sockets = None
         with suppress(OSError):
-            _remove_folder_of(Path(folder, _MARK))
-        held.close()
+            folder = sockets = folders.enter_context(_held_folder(tempfile.gettempdir()))
+            if len(os.fsencode(folder)) > _LONGEST_OF_SOCKETS:
+                sockets = folders.enter_context(_held_folder(_SHORT))
+        if folder is None:
+            yield
+            return
+        earlier = tempfile.tempdir, os.environ.get("TMPDIR"), folder_of_sockets()
+        tempfile.tempdir = os.environ["TMPDIR"] = folder
+        keep_sockets_in(sockets)
+        try:
+            yield
+        finally:
+            tempfile.tempdir, variable, sockets = earlier
+            keep_sockets_in(sockets)
+            os.environ.pop("TMPDIR", None)
+            if variable is not None:
+                os.environ["TMPDIR"] = variable
+
+
+_SHORT = "/tmp"
+_LONGEST_OF_SOCKETS = 85
+"""Bytes of the path of a folder for sockets: a socket's has 103 at most (macOS; Linux: 107), 18 of them for its name."""
+
+
+@contextmanager
+def _held_folder(place: str) -> Iterator[str]:
+    """Yields a new folder that is removed afterwards, and that nobody takes for abandoned before. Raises OSError."""
+    folder = tempfile.mkdtemp(prefix=_PREFIX, dir=place)
+    with new_held_file(Path(folder, _MARK)):
+        try:
+            yield folder
+        finally:
+            with suppress(OSError):
+                _remove_folder_of(Path(folder, _MARK))
+
+
+def folder_of_sockets() -> str | None:
+    """Where multiprocessing keeps the sockets of this process; None: it makes a folder of its own when it needs one."""
+    folder: str | None = multiprocessing.current_process()._config.get("tempdir")  # type: ignore[attr-defined]
+    return folder
+
+
+def keep_sockets_in(folder: str | None) -> None:
+    """Let multiprocessing keep the sockets of this process, and of those that it starts, in a folder (None: its own).
+
+    It would keep one for the whole process, and remove that as the process ends.
+    """
+    multiprocessing.current_process()._config["tempdir"] = folder  # type: ignore[attr-defined]
 
 
 def remove_abandoned_folders() -> None:
     """Remove the temporary folders of processes that were killed."""
-    marks = Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/{_MARK}")
-    remove_abandoned(marks, _remove_folder_of)
+    for place in {tempfile.gettempdir(), _SHORT}:
+        remove_abandoned(Path(place).glob(f"{_PREFIX}*/{_MARK}"), _remove_folder_of)
 
 
 def _remove_folder_of(mark: Path) -> None:

@@ -23,7 +23,6 @@ from sltt_bench.common.failures import too_few_for_batch_norm
 from sltt_bench.estimate.trace import DeviceType, largest_share, trace_memory
 from sltt_bench.measure.iteration_memory import IterationMemory
 from sltt_bench.planning.plan import Cell
-from sltt_bench.training.distributed import smallest_share
 
 LONGEST = 64
 """The largest T that is tried, unless the cell's own is larger."""
@@ -66,7 +65,7 @@ def largest_batch_size(
         return True
 
     def is_taken(batch_size: int) -> bool:
-        share = smallest_share(batch_size, samples, cell.recipe.train.drop_last, smallest)
+        share = with_batch_size(cell, batch_size).recipe.train.smallest_share(samples)
         return share > 1 or (share == 1 and trains_on_one())
 
     smallest, samples = cell.recipe.train.devices, cell.recipe.epoch_samples(synthetic=cell.synthetic)

@@ -1,4 +1,4 @@
-"""Checks a cell before a run or an estimate: what its backend, its method and its initial weights refuse, without data.
+"""Checks a cell before a run or an estimate: what its backend, method, initial weights and batches refuse, without data.
 
 The network is built of fake tensors: a check takes neither the memory nor the time of a real one.
 """
@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from sltt_bench import backends, methods
 from sltt_bench.backends import Backend
 from sltt_bench.common.errors import UserError
-from sltt_bench.estimate.trace import traced_as
+from sltt_bench.common.failures import too_few_for_batch_norm
+from sltt_bench.estimate.search import with_batch_size
+from sltt_bench.estimate.trace import trace_memory, traced_as
 from sltt_bench.kinds import Job
 from sltt_bench.measure.fake_tensors import fake_tensors, modules_stay_where_they_are
 from sltt_bench.neurons import layers_of_neurons, no_such_layer
@@ -28,10 +30,12 @@ if TYPE_CHECKING:
 
 
 def check_cell(cell: Cell, job: Job, reporter: "Reporter") -> None:
-    """Report what refuses the cell (backend, method or weights) and why, if anything does, and its layers of neurons.
+    """Report what refuses the cell (backend, method, weights or batches) and why, if anything does, and its layers of
+    neurons.
 
-    The cell's options are `here`, whether it is to run on this machine, `is_estimate`, whether it is an estimate, and
-    `starts_from`, the recipe whose checkpoint it starts from, or None.
+    The cell's options are `here`, whether it is to run on this machine, `is_estimate`, whether it is an estimate,
+    `starts_from`, the recipe whose checkpoint it starts from, or None, and `has_single_samples`, whether a process has
+    one sample of a batch.
     """
     asked = "backend"
     try:
@@ -44,6 +48,8 @@ def check_cell(cell: Cell, job: Job, reporter: "Reporter") -> None:
             _check_method(cell, network)
             asked = "weights"
             _check_weights(cell, network)
+        asked = "batches"
+        _check_batches(cell)
     except (UserError, UnsupportedCell, InitError) as error:
         reporter.facts(refused_by=asked, refusal=str(error))
 
@@ -83,6 +89,20 @@ def _check_weights(cell: Cell, network: nn.Module) -> None:
         first = recipe_from_dict(cell.options["starts_from"])
         left = build_network(first, backends.create("reference")).state_dict()
         check_weights(network, left, f"the checkpoint of {first.name}")
+
+
+def _check_batches(cell: Cell) -> None:
+    """Raises UnsupportedCell if the network cannot be trained on the one sample that a process has of a batch."""
+    if not cell.options["has_single_samples"]:
+        return
+    train = cell.recipe.train
+    samples = cell.recipe.epoch_samples(synthetic=cell.synthetic) or train.batch_size
+    try:
+        trace_memory(with_batch_size(cell, train.devices), "cpu")
+    except ValueError as error:
+        if not too_few_for_batch_norm(error):
+            raise
+        raise UnsupportedCell(train.single_sample_fault(samples)) from None
 
 
 @cache

@@ -35,7 +35,7 @@ from sltt_bench.precision import resolve, set_float32_arithmetic
 from sltt_bench.recomputation import tried_again
 from sltt_bench.results.schema import INFERENCE_COLUMNS
 from sltt_bench.training import engine, experiment, initialise
-from sltt_bench.training.distributed import ALONE, Ranks, join, smallest_share
+from sltt_bench.training.distributed import ALONE, Ranks, join
 
 if TYPE_CHECKING:
     from sltt_bench.running.worker import Reporter
@@ -59,7 +59,7 @@ def train_and_evaluate(cell: Cell, job: Job, reporter: "Reporter", evaluated: Se
         bundle = load_data(cell, Path(job["data_dir"]), reporter)
         splits = ("train", *evaluated)
         loaders = {split: make_cell_loader(cell, bundle, split, device, ranks) for split in splits}
-        check_smallest_batch(cell, device, loaders["train"], bundle.preprocess, ranks)
+        check_smallest_batch(cell, device, loaders["train"], bundle.preprocess)
         check_steps_again(cell, device, loaders["train"], bundle.preprocess)
 
         own: dict[str, str] = {}  # what this process began with: every one reads a copy of the data set
@@ -103,17 +103,15 @@ def join_ranks(job: Job, device: torch.device, profiler: Profiler, reporter: "Re
     return ranks
 
 
-def check_smallest_batch(
-    cell: Cell, device: torch.device, loader: Any, preprocess: Any, ranks: Ranks = ALONE
-) -> None:
+def check_smallest_batch(cell: Cell, device: torch.device, loader: Any, preprocess: Any) -> None:
     """Refuse, before training, batches that leave a rank without a sample or with too few for the network.
 
     Raises ValueError.
     """
     train = cell.recipe.train
-    ranks.check_divisible(train.batch_size, loader.samples, train.drop_last)
-    share = smallest_share(train.batch_size, loader.samples, train.drop_last, ranks.size)
-    if share != 1 or (ranks.size > 1 and train.synchronise_batch_norm):
+    if (fault := train.division_fault(loader.samples)) is not None:
+        raise ValueError(fault)
+    if not train.has_single_samples(loader.samples):
         return
     subject = experiment.assemble(cell, device, experiment.make_backend(cell))
     subject.network.train()
@@ -123,11 +121,7 @@ def check_smallest_batch(
     except ValueError as error:
         if not too_few_for_batch_norm(error):
             raise
-        raise ValueError(
-            f"a batch of an epoch has one sample{' for some process' * (ranks.size > 1)} ({loader.samples} samples, "
-            f"train.batch_size {train.batch_size}), and batch norm needs more than one value per channel: "
-            "set train.drop_last=true or another train.batch_size"
-        ) from None
+        raise ValueError(train.single_sample_fault(loader.samples)) from None
 
 
 def check_steps_again(cell: Cell, device: torch.device, loader: Any, preprocess: Any) -> None:

@@ -133,6 +133,37 @@ class TrainRecipe(Strict):
     keep_checkpoint: bool = False
     """Whether the last checkpoint stays when the cell has finished (a later stage starts from it)."""
 
+    def smallest_share(self, samples: int) -> int:
+        """The fewest samples that a process has of a batch in an epoch of so many: 0 where the last batch leaves one without."""
+        return (self._last_batch(samples) or self.batch_size) // self.devices
+
+    def _last_batch(self, samples: int) -> int:
+        """Samples of an epoch's last batch where it is a smaller one, else 0."""
+        return 0 if self.drop_last else samples % self.batch_size
+
+    def division_fault(self, samples: int) -> str | None:
+        """Why the last batch of an epoch of so many samples leaves a process without one, or None."""
+        if self.smallest_share(samples):
+            return None
+        return (
+            f"the last batch of an epoch has {counted(self._last_batch(samples), 'sample')} for {self.devices} processes "
+            f"({samples} samples, train.batch_size {self.batch_size}); set train.drop_last=true or another batch size"
+        )
+
+    def has_single_samples(self, samples: int) -> bool:
+        """Whether a process's batch norm has one sample of some batch in an epoch of so many."""
+        shared = self.devices > 1 and self.synchronise_batch_norm
+        return not shared and self.smallest_share(samples) == 1
+
+    def single_sample_fault(self, samples: int) -> str:
+        """Why batch norm refuses an epoch of so many samples whose smallest share is one."""
+        size = f"train.batch_size {self.batch_size}" + f", {self.devices} processes" * (self.devices > 1)
+        remedy = "set train.drop_last=true or " if self._last_batch(samples) else "set "
+        return (
+            f"a batch of an epoch has one sample{' for some process' * (self.devices > 1)} ({samples} samples, {size}), and "
+            f"batch norm needs more than one value per channel: {remedy}another train.batch_size"
+        )
+
 
 class LossRecipe(Strict):
     """The loss of a step: (1 − α) CE + α MSE."""
@@ -361,10 +392,13 @@ class Recipe(Strict):
         return samples - (0 if self.validation is None else self.validation.held_back(samples))
 
     def batch_fault(self, *, synthetic: bool) -> str | None:
-        """Why no epoch can fill a batch, or None; None too where the size of an epoch is not known yet."""
+        """Why no epoch can fill a batch, or its last one leaves a process without a sample, or None; None too where the
+        size of an epoch is not known yet."""
         samples, batch_size = self.epoch_samples(synthetic=synthetic), self.train.batch_size
-        if batch_size <= samples or not self.data.train_samples:
+        if not self.data.train_samples:
             return None
+        if batch_size <= samples:
+            return self.train.division_fault(samples)
         limits = {"data.limit": self.data.limit}
         if synthetic:
             limits["data.synthetic_samples"] = self.data.synthetic_samples

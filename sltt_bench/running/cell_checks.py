@@ -32,7 +32,12 @@ def without_refused(plans: Sequence[Plan], *, here: bool = True) -> list[Plan]:
         first = None if cell.needs is None else recipes[cell.needs]
         if _is_open(cell, first):
             start = None if first is None else first.model_dump(mode="json")
-            options = {"here": here, "is_estimate": _is_estimate(cell), "starts_from": start}
+            options = {
+                "here": here,
+                "is_estimate": _is_estimate(cell),
+                "starts_from": start,
+                "has_single_samples": _has_single_samples(cell),
+            }
             questions[_key(cell)] = replace(cell, kind="check", options=options)
     outcomes = computed(list(questions.values()), timeout_s=LIMIT_S) if questions else []
     answers = {key: outcome.facts for key, outcome in zip(questions, outcomes, strict=True)}
@@ -73,6 +78,7 @@ def _is_open(cell: Cell, first: Recipe | None) -> bool:
         or not methods.promises(cell.method).needs.isdisjoint(_OF_THE_NETWORK)
         or cell.init is not None
         or _may_lack_neurons(cell)
+        or _has_single_samples(cell)
         or (first is not None and _decides_shapes(first) != _decides_shapes(cell.recipe))
     )
 
@@ -88,6 +94,16 @@ def _may_lack_neurons(cell: Cell) -> bool:
     """
     is_foreign = cell.recipe.model.name not in MODELS and "sequence" not in cell.recipe.model.needs
     return is_foreign and any(section_of(key) == "neuron" for key in cell.overrides)
+
+
+def _has_single_samples(cell: Cell) -> bool:
+    """Whether a process has one sample of a batch, of which some networks' batch norm makes nothing.
+
+    An estimate is of whole batches.
+    """
+    train = cell.recipe.train
+    samples = train.batch_size if _is_estimate(cell) else cell.recipe.epoch_samples(synthetic=cell.synthetic)
+    return samples > 0 and train.has_single_samples(samples)
 
 
 def _unread(cells: Sequence[Cell], answers: Mapping[tuple[str, ...], Mapping[str, Any]]) -> Iterator[str]:
@@ -137,6 +153,8 @@ def _place(cell: Cell, method: str, refused_by: str) -> str:
     """The option or field that is refused, as errors name it; `method` is the cell's own, or one that it compares."""
     if refused_by == "backend":
         return f"--backend {cell.backend}"
+    if refused_by == "batches":
+        return f"{cell.recipe.name}: train.batch_size"
     if refused_by == "weights":
         started = "--checkpoint" if cell.kind == "analysis" else "--init"
         return started if cell.needs is None else f"{cell.recipe.name}: init_from"

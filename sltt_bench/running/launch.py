@@ -23,7 +23,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
-from sltt_bench.common.abandoned import own_temporary_folder
+from sltt_bench.common.abandoned import folder_of_sockets, keep_sockets_in, own_temporary_folder
 from sltt_bench.common.failures import CellFailure, classify, unexplained_end
 from sltt_bench.common.memory_limit import oom_kills
 from sltt_bench.planning.plan import Cell, cell_from_dict
@@ -34,9 +34,9 @@ from sltt_bench.running.lanes import event_in
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-JOB, AGENT, NODES = "SLTT_BENCH_JOB", "SLTT_BENCH_AGENT", "SLTT_BENCH_NODES"
-"""Environment variables: a rank's job as JSON and the process that launched it; for an agent on one of
-several nodes, the number of nodes and the address where they meet.
+JOB, AGENT, SOCKETS, NODES = "SLTT_BENCH_JOB", "SLTT_BENCH_AGENT", "SLTT_BENCH_SOCKETS", "SLTT_BENCH_NODES"
+"""Environment variables: a rank's job as JSON, the process that launched it, and where its sockets are; for an agent on
+one of several nodes, the number of nodes and the address where they meet.
 """
 
 WATCH_S = 0.5
@@ -108,12 +108,13 @@ def _launch_here(
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    variables = {JOB: json.dumps(job), AGENT: str(os.getpid())}
+    variables = {JOB: json.dumps(job), AGENT: str(os.getpid()), SOCKETS: ""}
     kernel_kills = oom_kills()
     os.environ.update(variables)
     os.dup2(events.fileno(), 1)  # the ranks inherit it
     try:
         with own_temporary_folder():
+            os.environ[SOCKETS] = folder_of_sockets() or ""
             config = LaunchConfig(
                 min_nodes=nodes,
                 max_nodes=nodes,
@@ -213,6 +214,7 @@ def _be_rank() -> None:
     with suppress(PermissionError):
         os.setsid()
     threading.Thread(target=_end_with, args=(int(os.environ[AGENT]),), daemon=True).start()
+    keep_sockets_in(os.environ[SOCKETS] or None)
     rank, job = int(os.environ["RANK"]), json.loads(os.environ[JOB])
     try:
         cell = _at_own_device(cell_from_dict(job["cell"]), job["devices"], int(os.environ["LOCAL_RANK"]))

@@ -25,15 +25,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sltt_bench.common.format import counted
-
 TIMEOUT = timedelta(days=1)
 """How long a rank waits for the others. One rank may prepare its data for hours; if one fails, the launcher
 ends the others long before this."""
-
-
-class NotDivisible(ValueError):
-    """A batch cannot be divided among the ranks; the message says what to change."""
 
 
 @dataclass(frozen=True)
@@ -97,26 +91,8 @@ class Ranks:
         dist.all_gather_object(rows, dict(row))
         return rows
 
-    def check_divisible(self, batch_size: int, samples: int, drop_last: bool) -> None:
-        """Raises NotDivisible if the last batch of an epoch leaves a rank without a sample.
-
-        The recipe's checks rule this out for all other batches.
-        """
-        last = samples % batch_size
-        if last and last < self.size and not drop_last:
-            raise NotDivisible(
-                f"the last batch of an epoch has {counted(last, 'sample')} for {self.size} processes ({samples} samples, "
-                f"train.batch_size {batch_size}); set train.drop_last=true or another batch size"
-            )
-
 
 ALONE = Ranks()
-
-
-def smallest_share(batch_size: int, samples: int, drop_last: bool, processes: int) -> int:
-    """The fewest samples that a process has of a batch in an epoch of so many: 0 where the last batch leaves one without."""
-    last = 0 if drop_last else samples % batch_size
-    return (last or batch_size) // processes
 
 
 def join(device: torch.device) -> Ranks:

@@ -613,6 +613,23 @@ def test_a_batch_that_no_epoch_can_fill_is_answered_with_what_makes_the_epoch_sh
     assert fault.endswith(f"but an epoch {remedy}")
 
 
+@pytest.mark.parametrize(
+    ("batch_size", "samples", "drop_last", "refused"),
+    [(8, 18, False, True), (8, 18, True, False), (8, 20, False, False), (8, 16, False, False)],
+)
+def test_a_last_batch_that_leaves_a_process_without_a_sample_is_refused_as_it_is_planned(
+    batch_size: int, samples: int, drop_last: bool, refused: bool
+) -> None:
+    settings = {"train.batch_size": batch_size, "train.drop_last": drop_last, "train.devices": 4}
+    fault = load_recipe("digits", settings | {"data.limit": samples}).batch_fault(synthetic=False)
+    assert fault == (
+        "the last batch of an epoch has 2 samples for 4 processes (18 samples, train.batch_size 8); "
+        "set train.drop_last=true or another batch size"
+        if refused
+        else None
+    )
+
+
 def test_a_share_that_holds_back_no_sample_is_answered_with_the_share() -> None:
     (fault,) = faults("digits", {"validation": {"share": 1e-9, "samples": 0}})
     assert fault == "validation.share is 1e-09, which holds back none of 1437 training samples; raise it"

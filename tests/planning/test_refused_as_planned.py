@@ -193,6 +193,20 @@ def test_a_layer_that_some_points_of_a_grid_lack_is_left_out_there() -> None:
     )
 
 
+def test_a_single_sample_of_which_batch_norm_makes_nothing_is_refused_where_a_process_has_one() -> None:
+    norm = {"model.normalisation": "batch"}
+    whole, last = {"train.batch_size": 1}, {"data.limit": 33, "train.batch_size": 16}
+    shared = {"train.batch_size": 4, "train.devices": 3}
+    few = [{**norm, **whole}, {**norm, **last}, {**norm, **shared}]
+    enough = [whole, last, {**norm, **last, "train.drop_last": True}, {**norm, "train.batch_size": 2}]
+    request = Request(methods=["sltt"], seeds=[0], smoke=True, grid=tuple(few + enough))
+    (plan,) = cell_checks.without_refused(make_plans("sequential-digits", request))
+    assert [cell.overrides for cell in plan] == enough
+    assert len(plan.left_out) == len(few)
+    assert all("has one sample" in remark for remark in plan.left_out)
+    assert ["drop_last" in remark for remark in plan.left_out] == [False, True, False]
+
+
 BACKENDS = """
 from sltt_bench.backends.reference import Reference
 

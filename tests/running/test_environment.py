@@ -316,6 +316,32 @@ Listener(family="AF_UNIX").close()
         assert not os.listdir(folder)
 
 
+def test_sockets_of_processes_find_room_where_the_path_of_temporary_files_is_longer_than_a_sockets(
+    tmp_path: Path,
+) -> None:
+    """A loader process could not send its batches, and the cell waited for them for ever."""
+    program = """
+import os, sys, tempfile
+from multiprocessing.connection import Listener
+from sltt_bench.common.abandoned import own_temporary_folder
+with own_temporary_folder():
+    assert tempfile.gettempdir().startswith(sys.argv[1])
+    socket = Listener(family="AF_UNIX")
+    print(os.path.dirname(socket.address))
+    socket.close()
+"""
+    long = tmp_path / ("l" * 100)
+    long.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(long)],
+        env={**os.environ, "TMPDIR": str(long)}, check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert MACHINE in done.stdout, "else nobody finds it who tidies up"
+    assert not os.path.exists(done.stdout.strip())
+    assert list(long.iterdir()) == []
+
+
 def test_temporary_files_of_a_killed_cell_go_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, smoke_cell: Callable[..., Cell]
 ) -> None:

@@ -15,7 +15,6 @@ from sltt_bench.planning.recipe import load_recipe
 from sltt_bench.training import experiment
 from sltt_bench.training.distributed import (
     ALONE,
-    NotDivisible,
     Ranks,
     SynchronisedBatchNorm2d,
     combined,
@@ -103,24 +102,6 @@ def test_processes_divide_every_batch_without_repetition(processes: int, drop_la
     assert [[*chain(*batch)] for batch in zip(*parts, strict=True)] == whole
     assert len(whole) == (2 if drop_last else 3)
     assert order((0, 1)).samples == (16 if drop_last else 23)
-
-
-@pytest.mark.parametrize(
-    ("batch_size", "samples", "drop_last", "remedy"),
-    [
-        (8, 18, False, "drop_last"),
-        (8, 18, True, None),
-        (8, 20, False, None),
-    ],
-)
-def test_a_batch_that_leaves_a_process_without_a_sample_is_refused(
-    batch_size: int, samples: int, drop_last: bool, remedy: str | None
-) -> None:
-    if remedy is None:
-        Ranks(0, 4).check_divisible(batch_size, samples, drop_last)
-        return
-    with pytest.raises(NotDivisible, match=remedy):
-        Ranks(0, 4).check_divisible(batch_size, samples, drop_last)
 
 
 def test_processes_of_several_seeds_share_no_random_numbers() -> None:

@@ -198,7 +198,7 @@ def test_a_batch_of_one_sample_on_one_pixel_is_refused_before_training(
     cell = smoke_cell(model={"name": "preact-resnet18", "width": 4}, **size)  # its last stage is 1×1
     bundle = data.load(cell.recipe.data, DataPlace(Path("data"), cell.recipe.timesteps))
     loader = make_cell_loader(cell, bundle, "train", torch.device("cpu"))
-    with pytest.raises(ValueError, match=r"has one sample .*set train\.drop_last=true"):
+    with pytest.raises(ValueError, match=r"has one sample .*set .*another train\.batch_size"):
         check_smallest_batch(cell, torch.device("cpu"), loader, bundle.preprocess)
     roomy = smoke_cell(**size)
     check_smallest_batch(roomy, torch.device("cpu"), loader, bundle.preprocess)
