@@ -11,15 +11,6 @@ FORMATS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 """Mixed precision → its format."""
 
 
-_ON_A_CPU = {"amp": "bf16", "tf32": "fp32"}
-_ON_CUDA = {"amp": "fp16"}
-
-
-def resolve(asked: str, device_type: str) -> str:
-    """Resolve a recipe's precision for a device: amp is fp16 on CUDA and bf16 on a CPU, which has no TF32."""
-    return (_ON_CUDA if device_type == "cuda" else _ON_A_CPU).get(asked, asked)
-
-
 def at_least_float32(x: Tensor) -> Tensor:
     """Returns `x` in float32, or as it is in float64: for sums over steps, which half precision would stop at some size."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

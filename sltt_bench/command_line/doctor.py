@@ -90,7 +90,7 @@ def _gpus() -> Iterator[DoctorFinding]:
         yield DoctorFinding("note", "gpu", text)
     for gpu in gpus:
         size = gpu.memory_total_bytes
-        memory = "memory shared with the host" if size is None else format_bytes(size)
+        memory = "memory shared with the host, or not told" if size is None else format_bytes(size)
         text = f"{gpu.name}, {memory}, driver {gpu.driver} (CUDA {gpu.cuda_driver})"
         yield DoctorFinding("ok", "gpu", text)
     if (reason := why_unusable(gpus, wheel)) is not None:

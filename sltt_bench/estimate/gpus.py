@@ -13,7 +13,7 @@ Source: Williams, Waterman & Patterson 2009, "Roofline: an insightful visual per
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -22,13 +22,15 @@ from sltt_bench.common.strict import Strict
 from sltt_bench.common.yaml_text import YAMLFault, read_yaml
 
 if TYPE_CHECKING:
-    import torch
-
     from sltt_bench.measure.operations import Work
 
 Positive = Annotated[float, Field(gt=0, strict=False)]
 
-_NAMES = {"torch.float16": "fp16", "torch.bfloat16": "bf16"}
+Format = Literal["fp32", "fp16", "bf16"]
+"""Of numbers that are multiplied; TF32 is one of float32 tensors."""
+
+_FORMATS: dict[str, Format] = {"torch.float16": "fp16", "torch.bfloat16": "bf16"}
+_OF_PRECISION: dict[str, Format] = {"fp16": "fp16", "bf16": "bf16"}
 
 
 class GPU(Strict):
@@ -38,7 +40,7 @@ class GPU(Strict):
     """Memory bandwidth in 10⁹ bytes per second."""
     l2_mb: Positive
     """Second-level cache in 2²⁰ bytes."""
-    tflops: dict[str, Positive]
+    tflops: dict[Format, Positive]
     """Peak of dense matrix arithmetic in 10¹² operations per second (a multiply-add is two), by format."""
     source: Annotated[str, Field(min_length=1)]
     """Where the figures are published."""
@@ -78,14 +80,20 @@ def time_lower_bound_s(work: "Mapping[Work, int]", gpu: GPU) -> float:
     for operation, times in work.items():
         traffic = sum(max(0.0, size - cache) for size in operation.tensor_bytes) / (gpu.bandwidth_gb_s * 1e9)
         arithmetic = (
-            2 * operation.multiply_adds / _peak(gpu, operation.dtype) if operation.multiply_adds else 0.0
+            2 * operation.multiply_adds / _peak(gpu, _FORMATS.get(str(operation.dtype), "fp32"))
+            if operation.multiply_adds
+            else 0.0
         )
         seconds += times * max(traffic, arithmetic)
     return seconds
 
 
-def _peak(gpu: GPU, dtype: "torch.dtype") -> float:
-    name = _NAMES.get(str(dtype), "fp32")
+def check_precision(gpu: GPU, precision: str) -> None:
+    """Raises GPUError if the GPU lacks the format that a recipe's precision, resolved for it, multiplies in."""
+    _peak(gpu, _OF_PRECISION.get(precision, "fp32"))
+
+
+def _peak(gpu: GPU, name: Format) -> float:
     if name not in gpu.tflops:
         raise GPUError(
             f"the GPU's data sheet gives no {name} arithmetic (only {', '.join(gpu.tflops)}); "

@@ -31,7 +31,6 @@ from sltt_bench.measure.operations import OperationCounter, Operations
 from sltt_bench.measure.tensor_bytes import Execute
 from sltt_bench.neurons import OverTime, PerStep, outermost_stateful
 from sltt_bench.planning.plan import Cell
-from sltt_bench.precision import resolve
 from sltt_bench.training.distributed import Ranks
 from sltt_bench.training.experiment import Experiment, assemble, build_optimizer, make_backend
 
@@ -84,7 +83,7 @@ def trace_iteration(cell: Cell, device_type: DeviceType) -> IterationTrace:
             added_up_bytes=max(exchanges),
             layers=tuple(name for name, _ in subject.network.named_modules()),
             stateful_layers=tuple(outermost_stateful(subject.network)),
-            precision=resolve(cell.recipe.train.precision, device_type),
+            precision=cell.recipe.train.precision_on(device_type),
             steps_at_once=subject.timesteps if _sees_all_steps(subject.network) else 1,
         )
 
@@ -192,7 +191,7 @@ def _costliest(memories: list[IterationMemory]) -> IterationMemory:
 def traced_as(cell: Cell, device_type: DeviceType) -> Cell:
     """Returns the cell that stands, on the CPU, for an iteration of `cell` on `device_type`."""
     recipe = cell.recipe
-    train = recipe.train.model_copy(update={"precision": resolve(recipe.train.precision, device_type)})
+    train = recipe.train.model_copy(update={"precision": recipe.train.precision_on(device_type)})
     # Neither a compiler nor a graph of kernels can be made from fake tensors; the operations are the same.
     native = recipe.native.model_copy(update={"compile": False, "cuda_graph": False, "graphs": "never"})
     return replace(cell, recipe=recipe.model_copy(update={"train": train, "native": native}))

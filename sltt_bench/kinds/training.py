@@ -31,7 +31,7 @@ from sltt_bench.measure.gpu_support import (
 )
 from sltt_bench.measure.iteration_memory import count_iteration
 from sltt_bench.planning.plan import Cell
-from sltt_bench.precision import resolve, set_float32_arithmetic
+from sltt_bench.precision import set_float32_arithmetic
 from sltt_bench.recomputation import tried_again
 from sltt_bench.results.schema import INFERENCE_COLUMNS
 from sltt_bench.training import engine, experiment, initialise
@@ -178,7 +178,7 @@ def measuring(cell: Cell, job: Job, reporter: "Reporter") -> Iterator[tuple[Any,
     """Yields (device, profiler, backend) of a cell, and reports what it ran on, however it ends."""
     own_source_sha256()  # now, while the files are still those that were loaded
     device = choose_device(cell.device)
-    precision = resolve(cell.recipe.train.precision, device.type)
+    precision = cell.recipe.train.precision_on(device.type)
     deterministic = cell.recipe.train.deterministic
     torch.backends.cudnn.deterministic = deterministic
     torch.backends.cudnn.benchmark = not deterministic

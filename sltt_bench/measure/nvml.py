@@ -34,7 +34,7 @@ class Gpu:
     name: str
     uuid: str
     memory_total_bytes: int | None
-    """None where the GPU shares the memory of the host."""
+    """None where the GPU shares the memory of the host, or does not tell."""
     driver: str
     cuda_driver: str
     """The newest CUDA version that the driver serves."""
@@ -80,7 +80,11 @@ _CLOCK_LIMITS = ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrent
 def list_gpus() -> list[Gpu]:
     """All GPUs that NVML shows, in its order (by PCI bus), CUDA_VISIBLE_DEVICES or not. Raises NvmlUnavailable."""
     with _nvml() as nvml:
-        return [_describe(nvml, handle) for handle, _ in _handles(nvml)]
+        drivers, gpus = _drivers(nvml), []
+        for handle, _ in _handles(nvml):
+            with suppress(nvml.NVMLError):  # one that is lost meanwhile hides no other
+                gpus.append(_describe(nvml, handle, *drivers))
+        return gpus
 
 
 class GpuSensors:
@@ -92,7 +96,7 @@ class GpuSensors:
         with ExitStack() as stack:
             self._nvml = stack.enter_context(_nvml())
             self._handle = self._find(uuid)
-            self.gpu = _describe(self._nvml, self._handle)
+            self.gpu = _describe(self._nvml, self._handle, *_drivers(self._nvml))
             self._library = stack.pop_all()
 
     def close(self) -> None:
@@ -104,8 +108,10 @@ class GpuSensors:
         nvml = self._nvml
         return Readings(
             process_bytes=self.process_bytes(),
-            device_bytes=self._call("nvmlDeviceGetMemoryInfo", lambda memory: int(memory.used)),
-            utilisation=self._call("nvmlDeviceGetUtilizationRates", lambda rates: rates.gpu / 100),
+            device_bytes=self._within_memory(
+                self._call("nvmlDeviceGetMemoryInfo", lambda memory: int(memory.used))
+            ),
+            utilisation=_share(self._call("nvmlDeviceGetUtilizationRates", lambda rates: rates.gpu / 100)),
             power_w=self._call("nvmlDeviceGetPowerUsage", lambda milliwatts: milliwatts / 1000),
             sm_clock_mhz=self._call("nvmlDeviceGetClockInfo", int, nvml.NVML_CLOCK_SM),
             memory_clock_mhz=self._call("nvmlDeviceGetClockInfo", int, nvml.NVML_CLOCK_MEM),
@@ -157,7 +163,14 @@ class GpuSensors:
             )
         if not all(mine):  # None or 0: a process that computes has at least a context
             return Missing("the driver does not tell the memory of single processes (WSL or vGPU)")
-        return int(sum(mine))
+        return self._within_memory(int(sum(mine)))
+
+    def _within_memory(self, used: Reading[int]) -> Reading[int]:
+        """`used` bytes, if the GPU has so many."""
+        total = self.gpu.memory_total_bytes
+        if isinstance(used, Missing) or total is None or used <= total:
+            return used
+        return Missing(f"the driver gives {used} bytes in use, more than the {total} that the GPU has")
 
     def _find(self, uuid: str) -> Any:
         for handle, its_uuid in _handles(self._nvml):
@@ -231,19 +244,26 @@ def _handles(nvml: Any) -> Iterator[tuple[Any, str]]:
         yield handle, uuid
 
 
-def _describe(nvml: Any, handle: Any) -> Gpu:
+def _drivers(nvml: Any) -> tuple[str, str]:
+    """The versions of the driver, and of CUDA that it serves."""
     cuda = nvml.nvmlSystemGetCudaDriverVersion()
+    return nvml.nvmlSystemGetDriverVersion(), f"{cuda // 1000}.{cuda % 1000 // 10}"
+
+
+def _describe(nvml: Any, handle: Any, driver: str, cuda_driver: str) -> Gpu:
     try:
         memory = int(nvml.nvmlDeviceGetMemoryInfo(handle).total)
-    except nvml.NVMLError_NotSupported:
+    except nvml.NVMLError:
         memory = None
-    return Gpu(
-        name=nvml.nvmlDeviceGetName(handle),
-        uuid=nvml.nvmlDeviceGetUUID(handle),
-        memory_total_bytes=memory,
-        driver=nvml.nvmlSystemGetDriverVersion(),
-        cuda_driver=f"{cuda // 1000}.{cuda % 1000 // 10}",
-    )
+    name, uuid = nvml.nvmlDeviceGetName(handle), nvml.nvmlDeviceGetUUID(handle)
+    return Gpu(name, uuid, memory, driver, cuda_driver)
+
+
+def _share(reading: Reading[float]) -> Reading[float]:
+    """A reading from 0 to 1."""
+    if isinstance(reading, Missing) or 0 <= reading <= 1:
+        return reading
+    return Missing(f"the driver gives a share of {reading:.0%}")
 
 
 def same_gpu(uuid: str, other: str) -> bool:

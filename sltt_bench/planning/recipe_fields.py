@@ -133,6 +133,11 @@ class TrainRecipe(Strict):
     keep_checkpoint: bool = False
     """Whether the last checkpoint stays when the cell has finished (a later stage starts from it)."""
 
+    def precision_on(self, device_type: str) -> str:
+        """Returns the precision, resolved for a device: amp is fp16 on CUDA and bf16 on a CPU, which has no TF32."""
+        on_device = {"amp": "fp16"} if device_type == "cuda" else {"amp": "bf16", "tf32": "fp32"}
+        return on_device.get(self.precision, self.precision)
+
     def smallest_share(self, samples: int) -> int:
         """The fewest samples that a process has of a batch in an epoch of so many: 0 where the last batch leaves one without."""
         return (self._last_batch(samples) or self.batch_size) // self.devices

@@ -24,7 +24,7 @@ from sltt_bench.methods import CarriesOver, Method
 from sltt_bench.neurons import LIFParameters, reset_state
 from sltt_bench.planning.plan import Cell
 from sltt_bench.planning.recipe_fields import Recipe
-from sltt_bench.precision import Precision, resolve
+from sltt_bench.precision import Precision
 from sltt_bench.training.distributed import ALONE, Ranks, synchronise_batch_norm
 from sltt_bench.unroll import Unroll
 
@@ -143,7 +143,7 @@ def assemble(cell: Cell, device: torch.device, backend: Backend, ranks: Ranks = 
     """
     seed_everything(cell.seed)
     recipe = cell.recipe
-    precision = Precision(resolve(recipe.train.precision, device.type), device.type)
+    precision = Precision(recipe.train.precision_on(device.type), device.type)
     if (reason := unserved(cell, backend, device)) is not None:
         raise UnsupportedCell(f"backend {cell.backend!r} cannot run this cell: {reason}")
     network = network_of(cell, backend)
@@ -177,7 +177,7 @@ def assemble(cell: Cell, device: torch.device, backend: Backend, ranks: Ranks = 
 def unserved(cell: Cell, backend: Backend, device: torch.device) -> str | None:
     """Returns why the backend cannot run a cell on a device, or None. Raises UnknownMethod."""
     recipe = cell.recipe
-    precision = resolve(recipe.train.precision, device.type)
+    precision = recipe.train.precision_on(device.type)
     return (
         backend.unsupported(neuron_parameters(recipe), precision, str(device))
         or backends.unserved(backend, cell.method)

@@ -842,6 +842,11 @@ def test_a_file_adds_gpus_and_replaces_them(tmp_path: Path) -> None:
     with pytest.raises(GPUError, match=r"mine\.bandwidth_gb_s") as raised:
         find_gpu("mine", file)
     assert str(raised.value).startswith("--gpu-file: ")
+    file.write_text(
+        "mine: {bandwidth_gb_s: 8, l2_mb: 4, tflops: {fp32: 5, half: 9}, source: its data sheet}\n"
+    )
+    with pytest.raises(GPUError, match=r"mine\.tflops\.half"):
+        find_gpu("mine", file)
 
 
 # The command ------------------------------------------------------------------------------------
@@ -963,6 +968,7 @@ def test_a_third_partys_method_is_estimated_without_a_change_here(
         ("--gpu nope", "--gpu: 'nope' is not in the table; known: "),
         ("--gpu t4 --gpu-file none.yaml", "--gpu-file: none.yaml cannot be read: "),
         ("--gpu-file none.yaml", "say --gpu NAME too"),
+        ("--gpu t4 --set train.precision=fp32,bf16", "--gpu: the GPU's data sheet gives no bf16 arithmetic"),
         ("--device mps", "--device mps: an estimate is for cuda or cpu"),
         ("--method sltt-k9 --timesteps 1,2", "choose another K or raise timesteps"),
     ],

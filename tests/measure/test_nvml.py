@@ -198,6 +198,24 @@ figures.append(measured(profiler_of()))
     assert known["description"]["gpu"]["uuid"] == GPU_0
 
 
+def test_more_memory_than_the_gpu_has_is_no_reading(script: Script) -> None:
+    printed = script("""
+figures = []
+with profiler_of() as profiler:
+    for number, lies in ((1, {"process_used": 25 * GIB, "used": 3 * GIB}), (2, {"used": 25 * GIB})):
+        now(**lies)
+        epoch = profiler.epoch(number)
+        with epoch.train():
+            pass
+        figures.append(epoch.figures())
+""")
+    peaks = [(figures["peak_nvml_bytes"], figures["peak_nvml_scope"]) for figures in printed["figures"]]
+    assert peaks == [(3 * GIB, "device"), (None, None)]
+    reason = f"the driver gives {25 * GIB} bytes in use, more than the {24 * GIB} that the GPU has"
+    assert reason in printed["notes"]["peak_nvml_bytes"]
+    assert printed["absent"]["peak_nvml_bytes"] == f"{reason}; {reason} (epoch 2)"
+
+
 # Energy and utilisation -------------------------------------------------------------------------
 
 
@@ -268,6 +286,18 @@ with profiler_of(interval_s=60) as profiler:
     figures = epoch.figures()
 """)
     assert printed["figures"]["gpu_util_mean"] == pytest.approx(0.8)
+
+
+def test_a_utilisation_above_the_whole_is_no_reading(script: Script) -> None:
+    printed = script("""
+with profiler_of() as profiler:
+    epoch = profiler.epoch(1)
+    with epoch.train():
+        now(utilisation=255)
+    figures = epoch.figures()
+""")
+    assert printed["figures"]["gpu_util_mean"] is None
+    assert printed["absent"]["gpu_util_mean"] == "the driver gives a share of 255% (epoch 1)"
 
 
 # Failures in mid-run ----------------------------------------------------------------------------
@@ -427,7 +457,9 @@ with profiler_of("{uuid}") as profiler:
     assert printed["samples"] == []
 
 
-@pytest.mark.parametrize("function", ["nvmlDeviceGetHandleByIndex_v2", "nvmlDeviceGetUUID"])
+@pytest.mark.parametrize(
+    "function", ["nvmlDeviceGetHandleByIndex_v2", "nvmlDeviceGetUUID", "nvmlDeviceGetName"]
+)
 @pytest.mark.parametrize("code", [4, 15, 999], ids=["no permission", "lost", "unknown"])
 def test_a_gpu_beside_that_does_not_answer_is_passed_over(script: Script, function: str, code: int) -> None:
     """The driver counts those of other jobs too, and refuses them."""
@@ -447,6 +479,23 @@ with profiler_of("{GPU_1}") as profiler:
     )
     assert printed[0] == [GPU_1]
     assert (printed[1]["peak_nvml_bytes"], printed[1]["peak_nvml_scope"]) == (1 << 20, "process")
+
+
+def test_a_gpu_that_does_not_tell_its_memory_is_watched_without(script: Script) -> None:
+    printed = script("""
+fail("nvmlDeviceGetMemoryInfo", 4)
+now(process_used=3 * GIB)
+with profiler_of() as profiler:
+    epoch = profiler.epoch(1)
+    with epoch.train():
+        pass
+    figures = epoch.figures()
+""")
+    assert printed["description"]["gpu"]["memory_total_bytes"] is None
+    assert (printed["figures"]["peak_nvml_bytes"], printed["figures"]["peak_nvml_scope"]) == (
+        3 * GIB,
+        "process",
+    )
 
 
 def test_a_gpu_that_does_not_answer_is_a_reason(script: Script) -> None:

@@ -189,7 +189,12 @@ def test_one_test_sample_is_told_with_digits_enough(
 
 @pytest.mark.parametrize(
     ("samples", "last", "points"),
-    [(360, (0.94, 0.98), "1.3"), (50_000, (0.7, 0.0), "0.20"), (360, (1.0, 1.0), None), (None, (0.9, 0.9), None)],
+    [
+        (360, (0.94, 0.98), "1.3"),
+        (50_000, (0.7, 0.0), "0.20"),
+        (360, (1.0, 1.0), None),
+        (None, (0.9, 0.9), None),
+    ],
 )
 def test_a_table_says_how_far_other_test_samples_would_move_its_accuracies(
     tmp_path: Path, samples: int | None, last: tuple[float, float], points: str | None

@@ -9,7 +9,8 @@ import torch
 
 from sltt_bench.kinds.training import measuring
 from sltt_bench.planning.plan import Cell
-from sltt_bench.precision import Precision, ieee_float32, resolve, set_float32_arithmetic
+from sltt_bench.planning.recipe import load_recipe
+from sltt_bench.precision import Precision, ieee_float32, set_float32_arithmetic
 
 
 def flags() -> tuple[bool, bool]:
@@ -28,7 +29,8 @@ def restored() -> Iterator[None]:
     [("amp", "fp16", "bf16"), ("tf32", "tf32", "fp32"), *((name, name, name) for name in ("fp32", "fp16", "bf16"))],
 )  # fmt: skip
 def test_a_precision_is_what_the_device_makes_of_it(asked: str, on_cuda: str, on_a_cpu: str) -> None:
-    assert (resolve(asked, "cuda"), resolve(asked, "cpu")) == (on_cuda, on_a_cpu)
+    train = load_recipe("digits", {"train.precision": asked}).train
+    assert (train.precision_on("cuda"), train.precision_on("cpu")) == (on_cuda, on_a_cpu)
 
 
 def test_tf32_is_allowed_to_no_precision_but_its_own() -> None:

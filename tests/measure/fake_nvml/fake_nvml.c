@@ -101,7 +101,7 @@ int nvmlDeviceGetName(Device *device, char *name, unsigned length)
     snprintf(key, sizeof key, "gpu%d.name", device->index);
     char value[96] = "Fake-GPU";
     text(key, value);
-    ANSWER(snprintf(name, length, "%s", value));
+    ANSWER_OF(device, snprintf(name, length, "%s", value));
 }
 
 int nvmlDeviceGetMigMode(Device *device, unsigned *current, unsigned *pending)
@@ -111,7 +111,7 @@ int nvmlDeviceGetMigMode(Device *device, unsigned *current, unsigned *pending)
 
 int nvmlDeviceGetMemoryInfo(Device *device, Memory *memory)
 {
-    ANSWER(memory->total = 24ull << 30; memory->used = (uint64_t)of(device, "used", 1 << 20);
+    ANSWER_OF(device, memory->total = 24ull << 30; memory->used = (uint64_t)of(device, "used", 1 << 20);
            memory->free = memory->total - memory->used);
 }
 
