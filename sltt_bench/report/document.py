@@ -134,6 +134,11 @@ class Section:
     cards: "tuple[ClaimCard, ...]" = ()
     """The claims that a sentence of the lead sums up."""
 
+    @property
+    def tables(self) -> list[Table]:
+        """Those of its blocks."""
+        return [block for block in self.blocks if isinstance(block, Table)]
+
 
 VerdictWord = Literal["held", "not held", "inconclusive", "n too small", "not comparable", "not measured"]
 

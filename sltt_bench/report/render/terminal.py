@@ -65,25 +65,20 @@ def _print_cards(heading: str, cards: Sequence[ClaimCard], console: Console, *, 
 
 def print_sections(sections: Sequence[Section], console: Console, *, everything: bool = False) -> None:
     """Every section's tables; where they are many and not everything is wanted, the first of each."""
-    tables = sum(isinstance(block, Table) for section in sections for block in section.blocks)
-    short = everything or tables <= _MOST_TABLES
+    short = everything or sum(len(section.tables) for section in sections) <= _MOST_TABLES
     for section in sections:
         _print_section(section, console, everything=short)
     if short:
         return
-    if folded := [section.title for section in sections if section.folded and _tables(section)]:
+    if folded := [section.title for section in sections if section.folded and section.tables]:
         named = first_of(folded, _MOST_FOLDED, between="; ")
         words = f"Not shown here: {counted(len(folded), 'section')}: {named}."
         console.print(f"[dim]{escape(words)}[/dim]", highlight=False)
     console.print("[dim]Every table: sltt-bench report --full; every plot: its files.[/dim]", highlight=False)
 
 
-def _tables(section: Section) -> list[Table]:
-    return [block for block in section.blocks if isinstance(block, Table)]
-
-
 def _print_section(section: Section, console: Console, *, everything: bool) -> None:
-    tables = _tables(section)
+    tables = section.tables
     if not everything:  # of a section whose figure answers, the figure in numbers
         tables = [table for table in tables if not table.secondary] or tables[:1]
     if section.blocks and (not tables or (section.folded and not everything)):
