@@ -243,10 +243,6 @@ def _costs(cell: MeasuredCell) -> Iterator[str]:
         yield "activation_sparsity is not 1 less the firing_rate of the last epoch"
 
 
-_COUNTED = [
-    "dense_synops",
-    "effective_macs",
-    "effective_acs",
-    "estimated_energy_45nm_pj",
-    "activation_sparsity",
-]
+_COUNTED = (
+    "dense_synops", "effective_macs", "effective_acs", "estimated_energy_45nm_pj", "activation_sparsity",
+)  # fmt: skip

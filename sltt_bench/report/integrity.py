@@ -34,12 +34,8 @@ LIMITED_SHARE = 0.05
 _TIME: tuple[Unit, ...] = ("s", "per_s", "J")
 EVERYTHING: tuple[Unit, ...] = get_args(Unit)
 _HELD_DOWN = (
-    "sw_power_cap",
-    "hw_slowdown",
-    "sw_thermal_slowdown",
-    "hw_thermal_slowdown",
-    "hw_power_brake_slowdown",
-)
+    "sw_power_cap", "hw_slowdown", "sw_thermal_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -126,13 +122,8 @@ def _value_faults(epochs: Epochs, synthetic: bool) -> Iterator[str]:
 
 
 _POSITIVE = (
-    "train_s",
-    "peak_allocated_bytes",
-    "peak_reserved_bytes",
-    "peak_nvml_bytes",
-    "peak_rss_bytes",
-    "peak_tensor_bytes",
-)
+    "train_s", "peak_allocated_bytes", "peak_reserved_bytes", "peak_nvml_bytes", "peak_rss_bytes", "peak_tensor_bytes",
+)  # fmt: skip
 CHECKED = ("attempt", "epoch", "samples", "train_loss", "test_top1", "validation_top1", *_POSITIVE)
 """The columns of epochs.csv that the pass looks at."""
 

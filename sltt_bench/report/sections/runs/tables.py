@@ -100,18 +100,9 @@ def _figure_notes(group: Group) -> Iterator[str]:
 
 
 _FIGURES = (
-    *MEMORY_FIGURES,
-    "epoch_s",
-    "data_wait_s",
-    "eval_s",
-    "samples_per_s",
-    "energy_j",
-    "gpu_util",
-    "backward_passes",
-    "firing_rate",
-    "wall_s",
-    "parameters",
-)
+    *MEMORY_FIGURES, "epoch_s", "data_wait_s", "eval_s", "samples_per_s", "energy_j", "gpu_util", "backward_passes",
+    "firing_rate", "wall_s", "parameters",
+)  # fmt: skip
 
 
 def inference_costs(group: Group) -> Table | None:
