@@ -37,16 +37,8 @@ from sltt_bench.results.reader import Results, print_unread, read_results
 from sltt_bench.results.writer import ResultsError
 
 Word = Literal[
-    "better",
-    "worse",
-    "unchanged",
-    "within the noise",
-    "inconclusive",
-    "n too small",
-    "newly failed",
-    "fixed",
-    "not comparable",
-]
+    "better", "worse", "unchanged", "within the noise", "inconclusive", "n too small", "newly failed", "fixed", "not comparable",
+]  # fmt: skip
 """better, worse: an exact figure at any difference; a noisy one beyond the threshold, from five pairs on, with an
 interval that excludes no change. unchanged: an exact figure that is equal. within the noise: at most the threshold.
 inconclusive: beyond it, but the interval contains no change, or more than 5 % of an epoch was
@@ -142,11 +134,12 @@ def _by_key(groups: Sequence[Group], names: Sequence[str]) -> dict[tuple[object,
 
 
 def _remarks(a: Sequence[Group], b: Sequence[Group], free: Sequence[str]) -> list[str]:
-    differing = [name for name in free if _values(a, name) != _values(b, name)]
+    sides = {name: (*_values(a, name), *_values(b, name)) for name in free}
+    differing = {name: values for name, values in sides.items() if values[0] != values[1]}
     remarks = [f"{letter}: {_described(groups)}" for letter, groups in (("A", a), ("B", b)) if groups]
     remarks += [
-        f"The sets differ in {DIFFERENCE_WORDS[name]}: {_only(a, name)} (A), {_only(b, name)} (B)."
-        for name in differing
+        f"The sets differ in {DIFFERENCE_WORDS[name]}: {of_a} (A), {of_b} (B)."
+        for name, (of_a, of_b) in differing.items()
     ]
     if len(differing) > 1:
         remarks.append("So no change can be attributed to one of them alone.")
@@ -155,15 +148,9 @@ def _remarks(a: Sequence[Group], b: Sequence[Group], free: Sequence[str]) -> lis
 
 def _described(groups: Sequence[Group]) -> str:
     """What a set was measured on and with."""
-    parts = [sorted({str(getattr(group.key, name)) for group in groups}) for name in _DESCRIBED]
+    names = ("hardware", "software", "revision")
+    parts = [sorted({str(getattr(group.key, name)) for group in groups}) for name in names]
     return "; ".join(", ".join(part for part in values if part) or "unknown revision" for values in parts)
-
-
-_DESCRIBED = ("hardware", "software", "revision")
-
-
-def _only(groups: Sequence[Group], name: str) -> object:
-    return next(iter(_values(groups, name)))
 
 
 # One experiment ---------------------------------------------------------------------------------

@@ -202,15 +202,8 @@ def _beside_runs(cells: pd.DataFrame, results: Results) -> Iterator[Observation]
                 for measure, column in columns.items():
                     if pd.notna(value := row[column]):
                         found = Observation(measure, float(value), point, {**about, **when, **where})
-                        place = (
-                            measure,
-                            point,
-                            cell["method"],
-                            cell["seed"],
-                            found.epoch,
-                            found.about.get("layer"),
-                        )
-                        newest[place] = found
+                        layer = found.about.get("layer")
+                        newest[measure, point, cell["method"], cell["seed"], found.epoch, layer] = found
     yield from newest.values()
 
 

@@ -97,10 +97,6 @@ class GradientFamily:
         """The values that a field of the grid took."""
         return sorted(self.gradients[field].unique())
 
-    def accuracy_at(self, row: Mapping[Any, Any]) -> float | None:
-        """Test top-1 at a row's point and epoch, where it was evaluated."""
-        return self.accuracy.get(tuple(row[field] for field in MOMENT))
-
     @property
     def lowest_layer(self) -> str | None:
         """The layer with the lowest cosine, on average over the grid; None if no layer has any."""
