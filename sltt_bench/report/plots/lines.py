@@ -147,7 +147,7 @@ def _panel(
     axes: Axes,
     panel: Panel,
     ramp: Mapping[str, Mapping[str, Any]],
-    own: Mapping[str, style.Look],
+    own: Mapping[str, Mapping[str, Any]],
     sizes: Mapping[str, tuple[float, float]],
     named: style.Named,
 ) -> None:
@@ -159,9 +159,7 @@ def _panel(
             look: Mapping[str, Any] = {"color": style.SOFT_INK, "marker": "o", "linestyle": "-"}
             size = line.size or (0.8, 3.2)
         elif line.method:
-            look = {"color": style.colour(line.method), "marker": own[line.method].marker}
-            look |= {"linestyle": own[line.method].stroke}
-            size = line.size or sizes[line.method]
+            look, size = own[line.method], line.size or sizes[line.method]
         else:
             look, size = ramp[line.label], line.size or (1.4, 4.5)
         _line(axes, line, look, size)
@@ -217,11 +215,9 @@ def _line(axes: Axes, line: Line, look: Mapping[str, Any], size: tuple[float, fl
 
 def _unnamed(axes: Axes, line: Line, label: str | None) -> None:
     """A line that is not told apart; points without a line are small."""
-    look = style.unnamed(label)
-    if line.stroke == "none":
-        look |= style.UNNAMED_POINT
+    look = style.UNNAMED_POINT if line.stroke == "none" else style.UNNAMED
     xs, ys = (line.xs, line.ys) if line.stroke != "level" else (axes.get_xlim(), [line.ys[0]] * 2)
-    axes.plot(xs, ys, drawstyle="steps-post" if line.stroke == "step" else "default", **look)
+    axes.plot(xs, ys, drawstyle="steps-post" if line.stroke == "step" else "default", label=label, **look)
 
 
 _MOST_MARKS = 10

@@ -148,7 +148,7 @@ def draw_study(panels: Sequence[Drawn], width: Width) -> Figure:
 
 
 def _look(
-    line: StudyLine, labels: Sequence[str], others: Sequence[str], own: Mapping[str, style.Look]
+    line: StudyLine, labels: Sequence[str], others: Sequence[str], own: Mapping[str, dict[str, Any]]
 ) -> dict[str, Any]:
     """A method's own; of lines that share its colour, and of those of no method, marks and dashes of the line's place."""
     if line.method is None:
@@ -157,10 +157,9 @@ def _look(
         colour = inks[variant % len(inks)]
     else:
         same = [label for label in labels if label.split(", ")[0] == line.label.split(", ")[0]]
-        variant, colour = same.index(line.label), style.colour(line.method)
         if len(same) < 2:
-            look = own[line.method]
-            return {"color": colour, "marker": look.marker, "linestyle": look.stroke}
+            return own[line.method]
+        variant, colour = same.index(line.label), style.colour(line.method)
     return {"color": colour, "marker": _MARKERS[variant % 6], "linestyle": _LINES[variant % 4]}
 
 
@@ -196,8 +195,8 @@ def _draw(
             look = {**look, "linestyle": "none"}
         ys = [point.mean / scale.factor for point in points.values()]
         if line.label not in named and not on_axis:
-            marks = style.UNNAMED_POINT if categories is not None else {}
-            axes.plot(places, ys, **(style.unnamed(legend) | marks))
+            unnamed = style.UNNAMED if categories is None else style.UNNAMED_POINT
+            axes.plot(places, ys, label=legend, **unnamed)
             continue
         dots = [
             (where, value / scale.factor)
@@ -250,7 +249,7 @@ def _level(
 ) -> None:
     mean = level.mean / scale.factor
     if not told_apart:
-        axes.axhline(mean, **style.unnamed(legend))
+        axes.axhline(mean, label=legend, **style.UNNAMED)
         return
     axes.axhline(mean, linestyle="--", linewidth=1.2, color=colour, label=legend)
     if level.spread:
