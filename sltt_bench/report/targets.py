@@ -123,7 +123,6 @@ class Profile:
     """Recipes; of a study the recipes that its grids extend."""
     factors: dict[str, tuple[float, ...]]
     """Method → its time over the fastest method's, task by task; NEVER where it missed the target."""
-    tuned: bool
     key: GroupKey
     """Of its first task; the others' differ in what is the task's alone."""
     study: str
@@ -136,7 +135,11 @@ class Profile:
     @property
     def conditions(self) -> tuple[str, ...]:
         """What all tasks were measured on and with."""
-        return self.key.hardware, f"backend {self.key.backend}", "tuned" if self.tuned else self.key.tuning
+        return (
+            self.key.hardware,
+            f"backend {self.key.backend}",
+            "tuned" if self.key.tuned else self.key.tuning,
+        )
 
     @property
     def title(self) -> str:
@@ -188,7 +191,6 @@ def _profile(study: str, tasks: dict[str, Group]) -> Profile | None:
     if len(tasks) < 2 or len(methods) < 2:
         return None
     best = {task: min(of_task[name] for name in methods) for task, of_task in times.items()}
-    first = next(iter(tasks.values())).key
     return Profile(
         tasks=tuple(times),
         factors={
@@ -198,8 +200,7 @@ def _profile(study: str, tasks: dict[str, Group]) -> Profile | None:
             )
             for name in methods
         },
-        tuned=first.tuned,
-        key=first,
+        key=next(iter(tasks.values())).key,
         study=study,
         left_out=tuple(sorted({name for of_task in times.values() for name in of_task} - everywhere)),
         seeds=frozenset(

@@ -34,7 +34,7 @@ def target_sections(groups: Sequence[Group]) -> Iterator[Section]:
 
 def _profile_sections(own: Sequence[Profile]) -> Iterator[Section]:
     for number, profile in enumerate(own):
-        name = f"profile-{'tuned' if profile.tuned else 'untuned'}-{number + 1}"
+        name = f"profile-{'tuned' if profile.key.tuned else 'untuned'}-{number + 1}"
         figures = (_profile_figure(profile, name),) if profile.reached else ()
         blocks = (*figures, _profile_table(profile, name))
         siblings = [other for other in own if other.title == profile.title]
