@@ -112,15 +112,13 @@ def draw_lines(panels: Sequence[Panel], width: Width) -> Figure:
     labels = dict.fromkeys(
         line.label for panel in panels for line in panel.lines if not line.method and not line.soft
     )
-    ramp = {label: _ramp_look(place, len(labels)) for place, label in enumerate(labels)}
+    methods = {line.method for panel in panels for line in panel.lines if line.method}
+    own = style.looks(sorted(methods, key=method_order))
+    looks = {label: (_ramp_look(place, len(labels)), _SIZE) for place, label in enumerate(labels)}
+    looks |= {method: (look, style.weight(place)) for place, (method, look) in enumerate(own.items())}
     named = _named(panels)
-    methods = sorted(
-        {line.method for panel in panels for line in panel.lines if line.method}, key=method_order
-    )
-    own = style.looks(methods)
-    sizes = {method: style.weight(place) for place, method in enumerate(methods)}
     for place, panel in zip(axes, panels, strict=False):
-        _panel(place, panel, ramp, own, sizes, named)
+        _panel(place, panel, looks, named)
         columns = _TITLE_WIDTHS[min(len(panels), len(_TITLE_WIDTHS)) - 1]
         place.set_title(style.wrapped(panel.title, columns, most=3))
     style.share_scale(axes, "x", [panel.x.label for panel in panels])
@@ -143,26 +141,20 @@ def _ramp_look(place: int, count: int) -> dict[str, Any]:
     return {"color": colour, "marker": _MARKERS[place % len(_MARKERS)], "linestyle": "-"}
 
 
-def _panel(
-    axes: Axes,
-    panel: Panel,
-    ramp: Mapping[str, Mapping[str, Any]],
-    own: Mapping[str, Mapping[str, Any]],
-    sizes: Mapping[str, tuple[float, float]],
-    named: style.Named,
-) -> None:
+Look = tuple[Mapping[str, Any], tuple[float, float]]
+"""Colour, marker and stroke; line width and marker size."""
+_SIZE = (1.4, 4.5)
+_SOFT: Look = ({"color": style.SOFT_INK, "marker": "o", "linestyle": "-"}, (0.8, 3.2))
+
+
+def _panel(axes: Axes, panel: Panel, looks: Mapping[str, Look], named: style.Named) -> None:
+    """`looks`: of methods, and of the labels of other lines."""
     for line in panel.lines:
         if line.label and not line.soft and line.label not in named:
             _unnamed(axes, line, named.legend(line.label))
             continue
-        if line.soft:
-            look: Mapping[str, Any] = {"color": style.SOFT_INK, "marker": "o", "linestyle": "-"}
-            size = line.size or (0.8, 3.2)
-        elif line.method:
-            look, size = own[line.method], line.size or sizes[line.method]
-        else:
-            look, size = ramp[line.label], line.size or (1.4, 4.5)
-        _line(axes, line, look, size)
+        look, size = _SOFT if line.soft else looks[line.method or line.label]
+        _line(axes, line, look, line.size or size)
     for value, words in panel.levels:
         _level(axes, value, words)
     for ring in panel.rings:
