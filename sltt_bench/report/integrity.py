@@ -159,10 +159,8 @@ def method_breaches(
     yield from _repetition_breaches(method, cells, resolution)
     yield from _moment_breaches(method, cells)
     if len(plugins) > 1:
-        yield Breach(
-            f"{method}: its plug-in changed between its cells ({' and '.join(plugins)}); report the runs of one of them",
-            (method,), EVERYTHING, blocks=True,
-        )  # fmt: skip
+        text = f"{method}: its plug-in changed between its cells ({' and '.join(plugins)}); report the runs of one of them"
+        yield Breach(text, (method,), EVERYTHING, blocks=True)
     resumed = cells[cells["measured_with"].map(len) > 1].sort_values(["run", "cell_id"])
     yield from _source_breaches(method, resumed)
     yield from _data_breaches(method, resumed)
@@ -170,10 +168,8 @@ def method_breaches(
     yield from _mixed_breaches(method, resumed)
     settings = sorted({*cells["chosen"]})
     if len(settings) > 1:
-        yield Breach(
-            f"{method}: tuned to different settings in different runs ({' and '.join(settings)}); report one of them",
-            (method,), EVERYTHING, blocks=True,
-        )  # fmt: skip
+        text = f"{method}: tuned to different settings in different runs ({' and '.join(settings)}); report one of them"
+        yield Breach(text, (method,), EVERYTHING, blocks=True)
 
 
 def _repetition_breaches(method: str, cells: pd.DataFrame, resolution: float) -> Iterator[Breach]:
@@ -182,30 +178,23 @@ def _repetition_breaches(method: str, cells: pd.DataFrame, resolution: float) ->
         return
     repeated = cells[cells.duplicated(["cell_id", "seed"], keep=False)]
     for _, same in repeated.groupby(["cell_id", "seed"], sort=False):
-        seed = int(same["seed"].iloc[0])
+        repetitions = f"{method}, seed {int(same['seed'].iloc[0])}: repetitions of one cell"
         exact = sorted({int(count) for count in same["peak_tensor_bytes"].dropna()})
         if len(exact) > 1:
-            yield Breach(
-                f"{method}, seed {seed}: repetitions of one cell counted different live tensor bytes, "
-                f"{exact[0]:,} and {exact[-1]:,}",
-                (method,), ("bytes",), blocks=True,
-            )  # fmt: skip
+            text = f"{repetitions} counted different live tensor bytes, {exact[0]:,} and {exact[-1]:,}"
+            yield Breach(text, (method,), ("bytes",), blocks=True)
         top1 = same["last_test_top1"].astype(float).dropna()
         if len(top1) > 1 and top1.max() - top1.min() > max(REPETITION_SHARE, 1.5 * resolution):
-            yield Breach(
-                f"{method}, seed {seed}: repetitions of one cell reached {100 * top1.min():.2f} % and "
-                f"{100 * top1.max():.2f} %",
-                (method,), ("accuracy",), blocks=True,
-            )  # fmt: skip
+            text = f"{repetitions} reached {100 * top1.min():.2f} % and {100 * top1.max():.2f} %"
+            yield Breach(text, (method,), ("accuracy",), blocks=True)
 
 
 def sample_breaches(samples: Mapping[str, set[int]]) -> Iterator[Breach]:
     """Methods of one group whose epochs have different numbers of samples (method → counts)."""
     if len({count for counts in samples.values() for count in counts}) > 1:
         listing = ", ".join(f"{method} {min(counts):,}" for method, counts in samples.items())
-        yield Breach(
-            f"different numbers of samples an epoch: {listing}", tuple(samples), EVERYTHING, blocks=True
-        )
+        text = f"different numbers of samples an epoch: {listing}"
+        yield Breach(text, tuple(samples), EVERYTHING, blocks=True)
 
 
 def _moment_breaches(method: str, cells: pd.DataFrame) -> Iterator[Breach]:
@@ -222,10 +211,8 @@ def _moment_breaches(method: str, cells: pd.DataFrame) -> Iterator[Breach]:
         yield Breach(f"{method}: {untimed_text(untimed)}", (method,), _TIME)
     busy = cells["gpu_util"].astype(float).mean()
     if busy < BUSY_SHARE:
-        yield Breach(
-            f"{method}: the GPU was busy {busy:.0%} of the time, so an epoch takes as long as launching its work does",
-            (method,), _TIME,
-        )  # fmt: skip
+        text = f"{method}: the GPU was busy {busy:.0%} of the time, so an epoch takes as long as launching its work does"
+        yield Breach(text, (method,), _TIME)
     neighbours = int(cells["neighbours"].astype(float).fillna(0).max()) if len(cells) else 0
     if neighbours:
         others_text = counted(neighbours, "other cell")
@@ -241,9 +228,8 @@ def _moment_breaches(method: str, cells: pd.DataFrame) -> Iterator[Breach]:
     for reason, share in limited.items():
         if reason in _HELD_DOWN and share > LIMITED_SHARE:
             words = reason.replace("sw_", "").replace("hw_", "").replace("_", " ")
-            yield Breach(
-                f"{method}: clocks held down ({words}) in {share:.0%} of the readings", (method,), _TIME
-            )
+            text = f"{method}: clocks held down ({words}) in {share:.0%} of the readings"
+            yield Breach(text, (method,), _TIME)
     if others:
         yield Breach(f"{method}: {counted(others, 'other process')} on the GPU", (method,), (*_TIME, "bytes"))
 
@@ -254,13 +240,13 @@ def replay_breaches(cells: pd.DataFrame) -> Iterator[Breach]:
     for method, attempts in zip(cells["method"], cells["measured_with"], strict=True):
         replayed[method] = replayed.get(method, False) or any(map(_is_replayed, attempts))
     faster = [method for method, is_replayed in replayed.items() if is_replayed]
-    for method in replayed if faster else ():
-        if not replayed[method]:
-            yield Breach(
-                f"{method}: its work reached the GPU call by call, that of {first_of(faster, 3)} as replayed CUDA graphs, so its time "
-                "includes what the calls take (with native.graphs=never all methods are timed alike)",
-                (method,), _TIME, undecides=True,
-            )  # fmt: skip
+    slower = [method for method, is_replayed in replayed.items() if not is_replayed]
+    for method in slower if faster else ():
+        text = (
+            f"{method}: its work reached the GPU call by call, that of {first_of(faster, 3)} as replayed CUDA graphs, so its time "
+            "includes what the calls take (with native.graphs=never all methods are timed alike)"
+        )
+        yield Breach(text, (method,), _TIME, undecides=True)
 
 
 def plugins_of_method(cells: pd.DataFrame) -> list[str]:
