@@ -15,6 +15,7 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.markup import escape
 
+from sltt_bench.common.format import scale_for
 from sltt_bench.common.printable import make_console
 from sltt_bench.planning.studies import setting_words
 from sltt_bench.report import numbers
@@ -288,21 +289,18 @@ def _figure_change(
         return replace(change, reason="no seed in common")
     common = a.values[name].keys() & b.values[name].keys()
     means = [stat_of(name, [side.values[name][seed] for seed in common]).mean for side in (a, b)]
+    before, after = map(numbers.in_scale(scale_for(metric.unit, means), metric.unit), means)
     if metric.unit == "accuracy":
-        before, after = (f"{numbers.percent(mean)} %" for mean in means)
         counts = max(ACCURACY_POINTS / 100, resolution * (1 + 1e-9))
         limits = (-counts, counts)
         shown = f"{numbers.points(estimate.value)} points {numbers.points.interval(estimate.interval)}"
         word = _word(estimate, 0.0, limits, metric.better)
     else:
-        scale = numbers.scale_of_metric(name, means)
-        before, after = (scale.text(mean) for mean in means)
         shown = f"{numbers.ratio(estimate.value, 1.0)} {numbers.ratio.interval(estimate.interval, 1.0)}"
         word = _word(estimate, 1.0, (1 / (1 + threshold), 1 + threshold), metric.better)
         if metric.exact and not estimate.exact:
-            word = _word_of_counts(
-                [b.values[name][seed] / a.values[name][seed] for seed in common], metric.better
-            )
+            ratios = [b.values[name][seed] / a.values[name][seed] for seed in common]
+            word = _word_of_counts(ratios, metric.better)
     if undecided and word in ("better", "worse"):
         word = "inconclusive"
     basis = "exact" if estimate.exact else f"n = {estimate.n}"
@@ -350,9 +348,8 @@ def print_comparison(comparison: SetComparison, console: Console) -> None:
         console.print(escape(remark), highlight=False)
     for number, experiment in enumerate(dict.fromkeys(change.experiment for change in comparison.changes)):
         console.print()
-        print_table(
-            _table(experiment, [c for c in comparison.changes if c.experiment == experiment], number), console
-        )
+        changes = [change for change in comparison.changes if change.experiment == experiment]
+        print_table(_table(experiment, changes, number), console)
     counts = Counter(change.word for change in comparison.changes)
     answer = ", ".join(f"{counts[word]} {word}" for word in _TONES if counts[word])
     console.print()

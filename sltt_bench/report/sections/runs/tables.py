@@ -42,9 +42,8 @@ def overview(group: Group, baseline: str, *, brief: bool = False) -> Table:
     notes = [*doubts, *_remarks(group, best_epoch=not brief), *_ratio_notes(group, baseline, compared)]
     if not brief and has_accuracy and group.pareto_front and group.accuracy_resolution:
         sample = significant(100 * group.accuracy_resolution, 2)
-        notes.append(
-            f"Pareto: accuracies within one test sample ({counted(sample, 'point')}) count as equal."
-        )
+        within = f"within one test sample ({counted(sample, 'point')})"
+        notes.append(f"Pareto: accuracies {within} count as equal.")
     return table_of("overview", "Accuracy, time and memory", columns, group.methods.values(), notes)
 
 
@@ -154,7 +153,7 @@ def _value_column(group: Group, metric: str, label: str, baseline: str | None = 
         for result in group.finished
         if (whole := result.stat(metric)) is not None
     }
-    scale = numbers.scale_of_metric(metric, [stat.mean for stat in stats.values()])
+    scale = scale_for(METRICS[metric].unit, [stat.mean for stat in stats.values()])
 
     def cell(result: MethodResult) -> TableCell:
         stat = stats.get(result.method)
@@ -296,10 +295,7 @@ def _ratio_notes(group: Group, baseline: str, metrics: Sequence[str]) -> list[st
     for result, metric in product(group.finished, metrics):
         if result.method not in compared:  # what stands beside no ratio is to be known all the same
             beside += [_sentence(text, group) for text in group.breaches_of(metric, (result.method,))]
-    notes = [
-        f"{', '.join(methods)}: not comparable with {baseline}: {reason}."
-        for reason, methods in refused.items()
-    ]
+    notes = [f"{', '.join(names)}: not comparable with {baseline}: {why}." for why, names in refused.items()]
     if baseline not in group.methods:
         notes = [f"No ratios: this group has no run of {baseline}."]
     repeated = any(
@@ -339,10 +335,8 @@ def _sentence(text: str, group: Group) -> str:
 
 
 def _mean_text(metric: str, values: Values) -> str:
-    mean = stat_of(metric, [*values.values()]).mean
-    if METRICS[metric].unit == "accuracy":
-        return f"{numbers.percent(mean)} %"
-    return numbers.scale_of_metric(metric, [mean]).text(mean)
+    mean, unit = stat_of(metric, [*values.values()]).mean, METRICS[metric].unit
+    return numbers.in_scale(scale_for(unit, [mean]), unit)(mean)
 
 
 def _spread_notes(estimates: Sequence[PairedEstimate], *, repeated: bool) -> list[str]:
