@@ -168,15 +168,10 @@ def _made_with(provenance: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _verdict_frame(verdicts: Sequence[Verdict]) -> pd.DataFrame:
-    rows = [
-        {
-            **verdict.claim,
-            **vars(verdict),
-            "conditions": ", ".join(verdict.conditions),
-            "caveats": "; ".join(verdict.caveats),
-        }
-        for verdict in verdicts
-    ]
+    rows = []
+    for verdict in verdicts:
+        words = {"conditions": ", ".join(verdict.conditions), "caveats": "; ".join(verdict.caveats)}
+        rows.append({**verdict.claim, **vars(verdict), **words})
     return pd.DataFrame(rows).reindex(columns=_VERDICT_FIELDS).rename(columns=_VERDICT_COLUMNS)
 
 

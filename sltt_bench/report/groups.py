@@ -271,11 +271,8 @@ class Group:
         result = self.methods.get(method)
         if result is None:
             difference = self.elsewhere.get(method)
-            return NotComparable(
-                f"{method} ran, but not under these conditions: it differs in {difference}"
-                if difference
-                else f"no run of {method}"
-            )
+            ran = f"{method} ran, but not under these conditions: it differs in {difference}"
+            return NotComparable(ran if difference else f"no run of {method}")
         if not result.finished:
             failure = result.failures[0]
             return NotComparable(f"{method} did not finish: {failure.status}, {failure.reason}")
@@ -390,9 +387,8 @@ class Group:
     def below_floor(self, method: str) -> bool:
         """Whether the method's mean accuracy is no better than the floor."""
         accuracy = self.methods[method].stat("last_test_top1")
-        return (
-            accuracy is not None and self.accuracy_floor is not None and accuracy.mean <= self.accuracy_floor
-        )
+        floor = self.accuracy_floor
+        return accuracy is not None and floor is not None and accuracy.mean <= floor
 
     def doubts_beside_chance(self, method: str) -> list[str]:
         """The method's doubts, without that of its cells' chance level where the floor says so of their mean."""

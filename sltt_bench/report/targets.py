@@ -135,11 +135,8 @@ class Profile:
     @property
     def conditions(self) -> tuple[str, ...]:
         """What all tasks were measured on and with."""
-        return (
-            self.key.hardware,
-            f"backend {self.key.backend}",
-            "tuned" if self.key.tuned else self.key.tuning,
-        )
+        rule = "tuned" if self.key.tuned else self.key.tuning
+        return self.key.hardware, f"backend {self.key.backend}", rule
 
     @property
     def title(self) -> str:
@@ -176,11 +173,8 @@ def profiles(groups: Sequence[Group]) -> list[Profile]:
             family = families.setdefault((group.key.tuned, study, *alike), {})
             if task not in family or max(family[task].runs) < max(group.runs):
                 family[task] = group
-    return [
-        profile
-        for (_, study, *_), tasks in families.items()
-        if (profile := _profile(study, tasks)) is not None
-    ]
+    each = (_profile(study, tasks) for (_, study, *_), tasks in families.items())
+    return [profile for profile in each if profile is not None]
 
 
 def _profile(study: str, tasks: dict[str, Group]) -> Profile | None:

@@ -109,29 +109,26 @@ class Panel:
 def draw_lines(panels: Sequence[Panel], width: Width) -> Figure:
     """The panels with one legend for all of them."""
     figure, axes = style.panels(width, len(panels), 2.2)
-    labels = dict.fromkeys(
-        line.label for panel in panels for line in panel.lines if not line.method and not line.soft
-    )
-    methods = {line.method for panel in panels for line in panel.lines if line.method}
+    lines = [line for panel in panels for line in panel.lines]
+    labels = dict.fromkeys(line.label for line in lines if not line.method and not line.soft)
+    methods = {line.method for line in lines if line.method}
     own = style.looks(sorted(methods, key=method_order))
     looks = {label: (_ramp_look(place, len(labels)), _SIZE) for place, label in enumerate(labels)}
     looks |= {method: (look, style.weight(place)) for place, (method, look) in enumerate(own.items())}
-    named = _named(panels)
+    named = _named([line for line in lines if line.label and not line.soft])
     for place, panel in zip(axes, panels, strict=False):
         _panel(place, panel, looks, named)
         columns = _TITLE_WIDTHS[min(len(panels), len(_TITLE_WIDTHS)) - 1]
         place.set_title(style.wrapped(panel.title, columns, most=3))
     style.share_scale(axes, "x", [panel.x.label for panel in panels])
     style.share_scale(axes, "y", [panel.y.label for panel in panels])
-    lines = [line for panel in panels for line in panel.lines]
     in_order = sorted(lines, key=lambda line: (not line.method, method_order(line.method)))
     style.legend_below(figure, axes, width, [line.label for line in in_order])
     return figure
 
 
-def _named(panels: Sequence[Panel]) -> style.Named:
+def _named(lines: Sequence[Line]) -> style.Named:
     """The baseline, which comes first; then filled marks: where some are hollow, they are what the figure is about."""
-    lines = [line for panel in panels for line in panel.lines if line.label and not line.soft]
     ranked = [*lines[:1], *sorted(lines[1:], key=lambda line: line.marks == "hollow")]
     return style.Named(tuple(dict.fromkeys(line.label for line in ranked)))
 
@@ -183,10 +180,7 @@ def _line(axes: Axes, line: Line, look: Mapping[str, Any], size: tuple[float, fl
         hollow = line.marks == "hollow"
         edge = colour if hollow else style.SURFACE
         how |= {"marker": line.marker or look["marker"], "markersize": mark, "markeredgecolor": edge}
-        how |= {
-            "markerfacecolor": style.SURFACE if hollow else colour,
-            "markeredgewidth": 1.2 if hollow else 0.6,
-        }
+        how["markerfacecolor"], how["markeredgewidth"] = (style.SURFACE, 1.2) if hollow else (colour, 0.6)
     if line.dots:
         x, y = zip(*line.dots, strict=True)
         axes.plot(x, y, color=colour, **style.SEED)
@@ -246,9 +240,7 @@ def _remark(axes: Axes, remarks: Sequence[str]) -> None:
         shown = MOST_REMARKS - 1
         remarks = [*remarks[:shown], f"and {len(remarks) - shown} more, in the table"]
     low, high = axes.get_ylim()
-    axes.set_ylim(
-        low, high + 0.13 * len(remarks) * (high - low)
-    )  # room for the words above the largest value
+    axes.set_ylim(low, high + 0.13 * len(remarks) * (high - low))  # room above the largest value
     axes.text(
         0.03, 0.98, "\n".join(remarks), transform=axes.transAxes, va="top", fontsize=6.5, color=style.FAILED,
         bbox={"facecolor": style.SURFACE, "edgecolor": "none", "pad": 1.5},

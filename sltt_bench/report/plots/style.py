@@ -231,13 +231,12 @@ def plain_ticks(
         start, end = axis.get_view_interval()
         room = _ROOM_BEYOND * (end - start)
         getattr(axes, f"set_{which}lim")(max(start, low - room), min(end, high + room))
-    axis.set_major_formatter(
-        FuncFormatter(
-            lambda value, _: (
-                f"{number:,.10g}".replace("-", "−") if low <= (number := round(value, 9)) <= high else ""
-            )
-        )
-    )
+
+    def written(value: float, _: int) -> str:
+        number = round(value, 9)
+        return f"{number:,.10g}".replace("-", "−") if low <= number <= high else ""
+
+    axis.set_major_formatter(FuncFormatter(written))
 
 
 _ROOM_BEYOND = 0.06

@@ -109,12 +109,8 @@ def find_families(results: Results) -> list[GradientFamily]:
     cells = results.cells[results.cells["kind"] == "analysis"]
     if cells.empty:
         return []
-    cells = cells.assign(
-        held_fixed=[
-            _held_fixed(results.runs[int(run)], str(cell_id))
-            for run, cell_id in zip(cells["run"], cells["cell_id"], strict=True)
-        ]
-    )
+    each = zip(cells["run"], cells["cell_id"], strict=True)
+    cells = cells.assign(held_fixed=[_held_fixed(results.runs[int(run)], str(cell)) for run, cell in each])
     family = ["recipe", "method", "device_name", "precision", "batch_size", "synthetic", "smoke"]
     tables = {file: rows_of(results, file) for file in FILES} | {EPOCHS_FILE: results.epochs}
     families = []

@@ -99,13 +99,8 @@ def rules_table(family: GradientFamily, name: str) -> Table:
         f"{family.when[0].upper()}{family.when[1:]}; mean over {family.mean_over}"
         f", ± standard deviation over batches. Empty where a gradient was 0."
     )
-    return table_of(
-        f"{name}-rules",
-        "Each rule's gradient beside BPTT's",
-        [*_rule_columns(family), _LOWEST_LAYER],
-        network.to_dict("records"),
-        [note],
-    )
+    columns, title = [*_rule_columns(family), _LOWEST_LAYER], "Each rule's gradient beside BPTT's"
+    return table_of(f"{name}-rules", title, columns, network.to_dict("records"), [note])
 
 
 def rules_by_layer(family: GradientFamily, name: str) -> Table:

@@ -66,12 +66,8 @@ def group_figures(group: Group, name: str, context: Context) -> list[Figure]:
 
 def in_a_sweep(groups: Sequence[Group]) -> list[Group]:
     """The groups with overrides that the plots across groups show, so that they need none of their own."""
-    shown = {
-        id(group)
-        for sweep in find_sweeps(groups)
-        if len(sweep.groups) > 2 and sweep.metrics
-        for group in sweep.groups.values()
-    }
+    sweeps = (sweep for sweep in find_sweeps(groups) if len(sweep.groups) > 2 and sweep.metrics)
+    shown = {id(group) for sweep in sweeps for group in sweep.groups.values()}
     return [group for group in groups if group.overrides and id(group) in shown]
 
 
