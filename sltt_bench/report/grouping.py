@@ -274,10 +274,8 @@ def _used_by_others(epochs: pd.DataFrame) -> dict[Hashable, float]:
     """(run, cell_id) → `used_by_others` of its epochs, where they know it."""
     columns = ["train_s", "cpu_util_mean", "cpu_others_mean"]
     known = epochs.dropna(subset=columns)
-    return {
-        cell: used_by_others(*(figures[name].tolist() for name in columns))
-        for cell, figures in known.groupby(["run", "cell_id"], sort=False)
-    }
+    by_cell = known.groupby(["run", "cell_id"], sort=False)
+    return {cell: used_by_others(*(own[name].tolist() for name in columns)) for cell, own in by_cell}
 
 
 def _group(key: GroupKey, members: pd.DataFrame, runs: Sequence[Run], epochs: EpochsOfCells) -> Group:
@@ -288,9 +286,7 @@ def _group(key: GroupKey, members: pd.DataFrame, runs: Sequence[Run], epochs: Ep
     )
     nothing = members[:0]
     methods = {
-        method: _method_result(
-            method, sound.setdefault(method, nothing), failed.get(method, nothing), runs, epochs
-        )
+        method: _method_result(method, sound.setdefault(method, nothing), failed.get(method, nothing), epochs)
         for method in {**sound, **failed}
     }
     first = members.sort_values("cell_id").iloc[0]
@@ -364,7 +360,7 @@ def overrides_of(text: str) -> Mapping[str, Any]:
 
 
 def _method_result(
-    method: str, ok: pd.DataFrame, failed: pd.DataFrame, runs: Sequence[Run], epochs: EpochsOfCells
+    method: str, ok: pd.DataFrame, failed: pd.DataFrame, epochs: EpochsOfCells
 ) -> MethodResult:
     phase: Phase = "warm" if (ok["phase"] == "warm").any() else "cold"
     of_phase = ok[ok["phase"] == phase]
@@ -397,10 +393,8 @@ def _doubts(rows: pd.DataFrame) -> tuple[str, ...]:
 
 def _by_run(rows: pd.DataFrame, names: Sequence[str]) -> dict[str, dict[tuple[int, int], float]]:
     """Figure → (run, seed) → value, where it was measured."""
-    cells = [
-        ((int(run), int(seed)), figures)
-        for run, seed, figures in zip(rows["run"], rows["seed"], rows["figures"], strict=True)
-    ]
+    places = ((int(run), int(seed)) for run, seed in zip(rows["run"], rows["seed"], strict=True))
+    cells = list(zip(places, rows["figures"], strict=True))
     return {
         name: {key: value for key, figures in cells if not math.isnan(value := figures[name])}
         for name in names

@@ -206,10 +206,8 @@ def _draw(
         ]
         if dots:
             axes.plot(*zip(*dots, strict=True), color=look["color"], **style.SEED)
-        below, above = (
-            [side / scale.factor for side in sides]
-            for sides in zip(*map(_lengths, points.values()), strict=True)
-        )
+        lengths = zip(*map(_lengths, points.values()), strict=True)
+        below, above = ([side / scale.factor for side in sides] for sides in lengths)
         thickness, size = style.weight(number if categories is None else 1)
         axes.errorbar(
             places, ys, [below, above] if any(above) else None, label=legend, markeredgecolor=style.SURFACE,

@@ -131,9 +131,8 @@ def _without_constant_columns(table: Table) -> tuple[Table, str]:
             keep.append(place)
             continue
         heading, cell = table.headings[place], table.rows[0][place]
-        words.append(
-            " ".join([heading.text or "verdict", *_with_unit(cell, cell.text, cell.detail, heading.unit)])
-        )
+        shown = _with_unit(cell, cell.text, cell.detail, heading.unit)
+        words.append(" ".join([heading.text or "verdict", *shown]))
     rows = tuple(tuple(row[place] for place in keep) for row in table.rows)
     narrow = replace(table, headings=tuple(table.headings[place] for place in keep), rows=rows)
     return narrow, f"In all rows: {'; '.join(words)}." if words else ""

@@ -29,9 +29,7 @@ class Sweep:
     @property
     def methods(self) -> list[str]:
         """Every method of some group, in the usual order."""
-        return sorted(
-            {method for group in self.groups.values() for method in group.methods}, key=method_order
-        )
+        return sorted({name for group in self.groups.values() for name in group.methods}, key=method_order)
 
     @property
     def metrics(self) -> list[str]:

@@ -298,10 +298,8 @@ def _ratio_notes(group: Group, baseline: str, metrics: Sequence[str]) -> list[st
     notes = [f"{', '.join(names)}: not comparable with {baseline}: {why}." for why, names in refused.items()]
     if baseline not in group.methods:
         notes = [f"No ratios: this group has no run of {baseline}."]
-    repeated = any(
-        (stat := result.stat(metric)) and stat.n > 1 for result, metric in product(group.finished, metrics)
-    )
-    spread_notes = _spread_notes(estimates, repeated=repeated)
+    stats = (result.stat(metric) for result, metric in product(group.finished, metrics))
+    spread_notes = _spread_notes(estimates, repeated=any(stat and stat.n > 1 for stat in stats))
     return [*notes, *numbers.shared_notes(beside, list(group.methods)), *spread_notes]
 
 
