@@ -363,9 +363,7 @@ class Group:
         return HEADLINE_ON_GPU if self.on_gpu else HEADLINE_ON_CPU
 
     def _finished_of(self, methods: Sequence[str] | None) -> list[MethodResult]:
-        results = (
-            [self.methods[name] for name in methods if name in self.methods] if methods else self.finished
-        )
+        results = [self.methods[name] for name in methods or self.methods if name in self.methods]
         return [result for result in results if result.finished]
 
     @property

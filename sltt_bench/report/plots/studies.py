@@ -227,11 +227,7 @@ def _draw(
             style.from_zero(axes, "y")
         style.plain_ticks(axes, "y", within=PERCENT if unit in ("accuracy", "share") else style.ANY)
     if categories is not None:
-        axes.set_xticks(range(len(categories)), [str(place) for place in categories])
-        if len(categories) > 2 and sum(len(str(place)) + 2 for place in categories) > tick_room:
-            for text in axes.get_xticklabels():
-                text.set(rotation=30, horizontalalignment="right", rotation_mode="anchor")
-        axes.set_xlim(-0.6, len(categories) - 0.4)
+        _categories(axes, categories, tick_room)
     elif panel.x in _MEASURES:
         style.plain_ticks(axes, "x")
     elif not xs:
@@ -240,6 +236,16 @@ def _draw(
         linear = panel.x == "epoch" or from_zero
         ticks_at(axes, sorted(set(xs)), _LINEAR_TO if linear else _LOG_ABOVE)
         axes.margins(x=0.08)
+
+
+def _categories(axes: Axes, categories: Sequence[Any], room: int) -> None:
+    """The x axis of places that are no numbers; turned where their words need more room."""
+    names = [str(place) for place in categories]
+    axes.set_xticks(range(len(names)), names)
+    if len(names) > 2 and sum(len(name) + 2 for name in names) > room:
+        for text in axes.get_xticklabels():
+            text.set(rotation=30, horizontalalignment="right", rotation_mode="anchor")
+    axes.set_xlim(-0.6, len(names) - 0.4)
 
 
 def _level(
