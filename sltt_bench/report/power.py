@@ -152,21 +152,15 @@ def seeds_needed(
                 f"{option} {name}: no such method in {named}{nearest(name, present)}; there are {', '.join(present)}"
             )
     metric, rows = METRICS[figure], []
+    unit = "%" if metric.as_ratio else "points"
     for group, conditions in zip(groups, _conditions(groups), strict=True):
         others = [name for name in group.methods if name != baseline and (methods is None or name in methods)]
+        runs = tuple(results.runs[number].path.name for number in group.runs)
         for method, effect in product(others if baseline in group.methods else (), effects):
             row = SeedsNeeded(
-                recipe=group.key.recipe,
-                conditions=conditions,
-                runs=tuple(results.runs[number].path.name for number in group.runs),
-                figure=figure,
-                method=method,
-                baseline=baseline,
-                effect=effect,
-                unit="%" if metric.as_ratio else "points",
-                power=power,
+                group.key.recipe, conditions, runs, figure, method, baseline, effect, unit, power,
                 caveats=group.breaches_of(figure, (method, baseline)),
-            )
+            )  # fmt: skip
             resolution = 0.0 if metric.as_ratio else group.accuracy_resolution
             rows.append(_counted(row, _differences(group, metric, method, baseline), metric, resolution))
     if not rows:
