@@ -13,13 +13,13 @@ from itertools import chain, combinations
 from typing import Any, get_args
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from sltt_bench.common.format import Unit, counted
 from sltt_bench.report.keys import DIFFERENCE_WORDS
 from sltt_bench.report.metrics import METRICS
 from sltt_bench.report.numbers import first_of
+from sltt_bench.report.statistics import Floats
 from sltt_bench.results.doubts import untimed_text
 
 REPETITION_SHARE = 0.01
@@ -62,7 +62,7 @@ class Breach:
 # One cell ---------------------------------------------------------------------------------------
 
 
-Epochs = Mapping[str, npt.NDArray[np.float64]]
+Epochs = Mapping[str, Floats]
 """Column of CHECKED → its values in the epochs of one cell, of the attempts that count; NaN where there is none."""
 
 
@@ -128,7 +128,7 @@ CHECKED = ("attempt", "epoch", "samples", "train_loss", "test_top1", "validation
 """The columns of epochs.csv that the pass looks at."""
 
 
-def _known(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _known(values: Floats) -> Floats:
     """Those of a column that are there, in the order of the rows."""
     return values[~np.isnan(values)]
 

@@ -21,7 +21,6 @@ _MOST_TABLES = 8
 _MOST_FOLDED = 5
 """Folded sections whose titles stand below the others."""
 _RECORD_INDENT = 2
-Justify = Literal["left", "right"]
 
 _STYLES: dict[Tone, str] = {"plain": "", "good": "green", "bad": "red", "muted": "dim"}
 _WORD_STYLES = {"held": "green", "not held": "bold red"}
@@ -174,7 +173,7 @@ def _upright(table: Table, *, tight: bool = False) -> RichTable:
     for heading in table.headings:
         text = heading.text.replace(" ", "\n") if tight else heading.text
         unit = f"\n[dim]{escape(heading.unit)}[/dim]" if heading.unit else ""
-        justify: Justify = "right" if heading.numeric else "left"
+        justify: Literal["left", "right"] = "right" if heading.numeric else "left"
         rich.add_column(escape(text) + unit, justify=justify, no_wrap=True)
     for row in table.rows:
         rich.add_row(*(_markup(cell) for cell in row))
