@@ -110,16 +110,17 @@ _NOWHERE = np.array([], dtype=int)
 
 
 def _facts(cell: Mapping[Hashable, Any], runs: Sequence[Run], epochs: EpochsOfCells) -> dict[str, Any]:
-    """Status and reason of a cell after the integrity pass, and what its run's files tell of it: for its group's key, and
-    for the breaches (`measured_with`, `circumstances`: of each attempt in which it trained; of a cell without epochs the last)."""
+    """Status and reason of a cell after the integrity pass, and what its run's files tell of it: for its group's key, and of
+    a sound one for the breaches (`measured_with`, `circumstances`: of each attempt in which it trained, without epochs the last)."""
     run, cell_id, last = runs[int(cell["run"])], str(cell["cell_id"]), int(cell["attempt"])
     rows, told = epochs.checked((cell["run"], cell_id)), partial(run.measured_with, cell_id)
-    trained = [told(int(attempt)) for attempt in sorted({*rows["attempt"]} or {last})]
     fault = ""
     if cell["status"] == "ok":
         fault = cell_fault(cell, rows, run.recipe_of(cell_id))
         if run.is_stranger(cell_id, last):
             fault = "provenance.json tells nothing of it, but of other cells: are its rows another run's?"
+    is_sound = cell["status"] == "ok" and not fault
+    trained = [told(int(attempt)) for attempt in sorted({*rows["attempt"]} or {last})] if is_sound else []
     return {
         "status": UNSOUND if fault else cell["status"],
         "reason": fault or cell["reason"],
@@ -128,7 +129,7 @@ def _facts(cell: Mapping[Hashable, Any], runs: Sequence[Run], epochs: EpochsOfCe
         "chosen": "" if pd.isna(cell["trials"]) else _chosen(run, cell_id),
         "measured_with": trained,
         "circumstances": [_circumstances(run, cell, facts) for facts in trained] * (len(trained) > 1),
-        "began": began_with([told(attempt) for attempt in range(1, last + 1)]),
+        "began": began_with(map(told, range(1, last + 1))) if is_sound else {},
     }
 
 

@@ -7,7 +7,7 @@ blocks the ratio where the figure cannot be trusted at all.
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, combinations
 from typing import Any, get_args
@@ -362,10 +362,14 @@ def beginnings(cells: pd.DataFrame) -> Beginnings:
     return began
 
 
-def began_with(attempts: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def began_with(attempts: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """Key of `BEGINNINGS` → what the first of a cell's attempts that knows it said: a resumed one begins in the middle."""
-    known = {name: next(filter(None, (facts.get(name) for facts in attempts)), None) for name in _BEGUN_WITH}
-    return {name: str(digest) for name, digest in known.items() if digest}
+    began: dict[str, str] = {}
+    for facts in attempts:
+        began |= {name: str(facts[name]) for name in _BEGUN_WITH if facts.get(name) and name not in began}
+        if len(began) == len(_BEGUN_WITH):
+            break
+    return began
 
 
 def _unlike(text: str, began: Mapping[str, set[str]]) -> Iterator[Breach]:
