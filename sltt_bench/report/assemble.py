@@ -11,7 +11,7 @@ import pandas as pd
 from sltt_bench import __version__
 from sltt_bench.common.format import counted
 from sltt_bench.report.claims import asks
-from sltt_bench.report.document import Block, Context, Contribution, Origin, Report, Verdict
+from sltt_bench.report.document import Context, Contribution, Origin, Report, Verdict
 from sltt_bench.report.groups import natural_order
 from sltt_bench.report.integrity import mapping_at
 from sltt_bench.report.numbers import first_of
@@ -32,7 +32,11 @@ def assemble(context: Context, makers: Mapping[str, SectionMaker]) -> tuple[Repo
         title=_title(results),
         sentences=tuple(part.sentence for part in contributions if part.sentence) or (_NOTHING,),
         verdicts=verdicts,
-        key_blocks=_key_blocks(contributions),
+        # The last figure that is offered (estimates show what was measured too), and the first table.
+        key_blocks=(
+            *[part.key_figure for part in contributions if part.key_figure][-1:],
+            *[part.key_table for part in contributions if part.key_table][:1],
+        ),
         sections=tuple(section for part in contributions for section in part.sections),
         provenance=_provenance(results.runs),
         skipped=tuple(skipped),
@@ -41,7 +45,7 @@ def assemble(context: Context, makers: Mapping[str, SectionMaker]) -> tuple[Repo
     )
     frames = {name: frame for part in contributions for name, frame in part.frames.items()}
     if verdicts:
-        frames["verdicts.csv"] = _verdict_frame(report)
+        frames["verdicts.csv"] = _verdict_frame(verdicts)
     return report, frames
 
 
@@ -63,13 +67,6 @@ def _judged(verdicts: Sequence[Verdict]) -> tuple[Verdict, ...]:
             settled.append(about)
             open_ones.append(verdict)
     return (*findings, *open_ones)
-
-
-def _key_blocks(contributions: Sequence[Contribution]) -> tuple[Block, ...]:
-    """The first screen: the last figure that is offered for it (estimates show what was measured too), the first table."""
-    figures = [part.key_figure for part in contributions if part.key_figure]
-    tables = [part.key_table for part in contributions if part.key_table]
-    return (*figures[-1:], *tables[:1])
 
 
 _NOTHING = "There is nothing to compare: no results were found."
@@ -170,31 +167,17 @@ def _made_with(provenance: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _verdict_frame(report: Report) -> pd.DataFrame:
-    return pd.DataFrame(
-        [
-            {
-                "recipe": verdict.recipe,
-                "verdict": verdict.word,
-                "claim": verdict.statement,
-                **{key: verdict.claim.get(key) for key in ("metric", "method", "baseline", "relation")},
-                "threshold": verdict.claim.get("threshold"),
-                "value": verdict.value,
-                "low": verdict.low,
-                "high": verdict.high,
-                "limit": verdict.limit,
-                "pairs": verdict.n,
-                "exact": verdict.exact,
-                "figure": verdict.figure,
-                "estimated": verdict.estimated,
-                "conditions": ", ".join(verdict.conditions),
-                "caveats": "; ".join(verdict.caveats),
-                "beside": verdict.beside,
-                "reason": verdict.reason,
-                "command": verdict.command,
-                "says": verdict.claim.get("says"),
-                "source": verdict.claim.get("source"),
-            }
-            for verdict in report.verdicts
-        ]
-    )
+def _verdict_frame(verdicts: Sequence[Verdict]) -> pd.DataFrame:
+    rows = []
+    for verdict in verdicts:
+        words = {"conditions": ", ".join(verdict.conditions), "caveats": "; ".join(verdict.caveats)}
+        rows.append({**verdict.claim, **vars(verdict), **words})
+    return pd.DataFrame(rows).reindex(columns=_VERDICT_FIELDS).rename(columns=_VERDICT_COLUMNS)
+
+
+_VERDICT_FIELDS = [
+    "recipe", "word", "statement", "metric", "method", "baseline", "relation", "threshold", "value", "low", "high", "limit",
+    "n", "exact", "figure", "estimated", "conditions", "caveats", "beside", "reason", "command", "says", "source",
+]  # fmt: skip
+"""Of a verdict and of its claim, in the order of verdicts.csv."""
+_VERDICT_COLUMNS = {"word": "verdict", "statement": "claim", "n": "pairs"}

@@ -135,14 +135,8 @@ def judge_group(claim: Claim, group: Group) -> Verdict:
 
 def not_measured(claim: Claim, recipe: str, reason: str) -> Verdict:
     """The verdict of who can say nothing of a claim."""
-    return Verdict(
-        recipe=recipe,
-        claim=claim,
-        word="not measured",
-        statement=statement(claim),
-        reason=reason,
-        command=command_for(claim, recipe),
-    )
+    command = command_for(claim, recipe)
+    return Verdict(recipe, claim, "not measured", statement(claim), reason=reason, command=command)
 
 
 def _learning_undecides(claim: Claim, group: Group) -> bool:
@@ -363,11 +357,9 @@ def _out_of_memory(claim: Claim, group: Group) -> Verdict | None:
         f"{baseline.method} ran out of memory where {method.method} peaked at {scale.text(max(peak))} "
         f"({METRICS[figure].label}){of_device}; how much {baseline.method} needs is unknown, so there is no ratio"
     )
-    return replace(
-        not_measured(claim, group.key.recipe, reason),
-        conditions=tuple(group.key.conditions()),
-        command=f"sltt-bench estimate {group.key.recipe}",
-    )
+    verdict = not_measured(claim, group.key.recipe, reason)
+    command = f"sltt-bench estimate {group.key.recipe}"
+    return replace(verdict, conditions=tuple(group.key.conditions()), command=command)
 
 
 def _named(claim: Claim) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.markup import escape
 
+from sltt_bench.common.format import scale_for
 from sltt_bench.common.printable import make_console
 from sltt_bench.planning.studies import setting_words
 from sltt_bench.report import numbers
@@ -37,16 +38,8 @@ from sltt_bench.results.reader import Results, print_unread, read_results
 from sltt_bench.results.writer import ResultsError
 
 Word = Literal[
-    "better",
-    "worse",
-    "unchanged",
-    "within the noise",
-    "inconclusive",
-    "n too small",
-    "newly failed",
-    "fixed",
-    "not comparable",
-]
+    "better", "worse", "unchanged", "within the noise", "inconclusive", "n too small", "newly failed", "fixed", "not comparable",
+]  # fmt: skip
 """better, worse: an exact figure at any difference; a noisy one beyond the threshold, from five pairs on, with an
 interval that excludes no change. unchanged: an exact figure that is equal. within the noise: at most the threshold.
 inconclusive: beyond it, but the interval contains no change, or more than 5 % of an epoch was
@@ -142,11 +135,12 @@ def _by_key(groups: Sequence[Group], names: Sequence[str]) -> dict[tuple[object,
 
 
 def _remarks(a: Sequence[Group], b: Sequence[Group], free: Sequence[str]) -> list[str]:
-    differing = [name for name in free if _values(a, name) != _values(b, name)]
+    sides = {name: (*_values(a, name), *_values(b, name)) for name in free}
+    differing = {name: values for name, values in sides.items() if values[0] != values[1]}
     remarks = [f"{letter}: {_described(groups)}" for letter, groups in (("A", a), ("B", b)) if groups]
     remarks += [
-        f"The sets differ in {DIFFERENCE_WORDS[name]}: {_only(a, name)} (A), {_only(b, name)} (B)."
-        for name in differing
+        f"The sets differ in {DIFFERENCE_WORDS[name]}: {of_a} (A), {of_b} (B)."
+        for name, (of_a, of_b) in differing.items()
     ]
     if len(differing) > 1:
         remarks.append("So no change can be attributed to one of them alone.")
@@ -155,15 +149,9 @@ def _remarks(a: Sequence[Group], b: Sequence[Group], free: Sequence[str]) -> lis
 
 def _described(groups: Sequence[Group]) -> str:
     """What a set was measured on and with."""
-    parts = [sorted({str(getattr(group.key, name)) for group in groups}) for name in _DESCRIBED]
+    names = ("hardware", "software", "revision")
+    parts = [sorted({str(getattr(group.key, name)) for group in groups}) for name in names]
     return "; ".join(", ".join(part for part in values if part) or "unknown revision" for values in parts)
-
-
-_DESCRIBED = ("hardware", "software", "revision")
-
-
-def _only(groups: Sequence[Group], name: str) -> object:
-    return next(iter(_values(groups, name)))
 
 
 # One experiment ---------------------------------------------------------------------------------
@@ -304,21 +292,18 @@ def _figure_change(
         return replace(change, reason="no seed in common")
     common = a.values[name].keys() & b.values[name].keys()
     means = [stat_of(name, [side.values[name][seed] for seed in common]).mean for side in (a, b)]
+    before, after = map(numbers.in_scale(scale_for(metric.unit, means), metric.unit), means)
     if metric.unit == "accuracy":
-        before, after = (f"{numbers.percent(mean)} %" for mean in means)
         counts = max(ACCURACY_POINTS / 100, resolution * (1 + 1e-9))
         limits = (-counts, counts)
         shown = f"{numbers.points(estimate.value)} points {numbers.points.interval(estimate.interval)}"
         word = _word(estimate, 0.0, limits, metric.better)
     else:
-        scale = numbers.scale_of_metric(name, means)
-        before, after = (scale.text(mean) for mean in means)
         shown = f"{numbers.ratio(estimate.value, 1.0)} {numbers.ratio.interval(estimate.interval, 1.0)}"
         word = _word(estimate, 1.0, (1 / (1 + threshold), 1 + threshold), metric.better)
         if metric.exact and not estimate.exact:
-            word = _word_of_counts(
-                [b.values[name][seed] / a.values[name][seed] for seed in common], metric.better
-            )
+            ratios = [b.values[name][seed] / a.values[name][seed] for seed in common]
+            word = _word_of_counts(ratios, metric.better)
     if undecided and word in ("better", "worse"):
         word = "inconclusive"
     basis = "exact" if estimate.exact else f"n = {estimate.n}"
@@ -366,9 +351,8 @@ def print_comparison(comparison: SetComparison, console: Console) -> None:
         console.print(escape(remark), highlight=False)
     for number, experiment in enumerate(dict.fromkeys(change.experiment for change in comparison.changes)):
         console.print()
-        print_table(
-            _table(experiment, [c for c in comparison.changes if c.experiment == experiment], number), console
-        )
+        changes = [change for change in comparison.changes if change.experiment == experiment]
+        print_table(_table(experiment, changes, number), console)
     counts = Counter(change.word for change in comparison.changes)
     answer = ", ".join(f"{counts[word]} {word}" for word in _TONES if counts[word])
     console.print()

@@ -11,14 +11,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from sltt_bench.report.integrity import mapping_at
+from sltt_bench.report.statistics import Floats
 from sltt_bench.results.reader import Run
 from sltt_bench.results.schema import RANK_FIGURES, RANKS_FILE
-
-Floats = npt.NDArray[np.float64]
 
 ROUNDING = 1e-6
 """Relative difference that two figures of one measurement may have; the files hold every digit."""
@@ -240,10 +238,6 @@ def _costs(cell: MeasuredCell) -> Iterator[str]:
         yield "activation_sparsity is not 1 less the firing_rate of the last epoch"
 
 
-_COUNTED = [
-    "dense_synops",
-    "effective_macs",
-    "effective_acs",
-    "estimated_energy_45nm_pj",
-    "activation_sparsity",
-]
+_COUNTED = (
+    "dense_synops", "effective_macs", "effective_acs", "estimated_energy_45nm_pj", "activation_sparsity",
+)  # fmt: skip

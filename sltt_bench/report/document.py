@@ -134,6 +134,11 @@ class Section:
     cards: "tuple[ClaimCard, ...]" = ()
     """The claims that a sentence of the lead sums up."""
 
+    @property
+    def tables(self) -> list[Table]:
+        """Those of its blocks."""
+        return [block for block in self.blocks if isinstance(block, Table)]
+
 
 VerdictWord = Literal["held", "not held", "inconclusive", "n too small", "not comparable", "not measured"]
 
@@ -252,11 +257,8 @@ class ClaimCard:
     def settings(self, verdict: Verdict) -> list[str]:
         """Of a finding's conditions, beside its backend: what is not as the recipe has it, and what tells it from others of
         its recipe."""
-        alike = [
-            each
-            for each in self.findings
-            if (each.recipe, each.estimated) == (verdict.recipe, verdict.estimated)
-        ]
+        kind = verdict.recipe, verdict.estimated
+        alike = [each for each in self.findings if (each.recipe, each.estimated) == kind]
         return [
             word
             for word in verdict.conditions
@@ -282,9 +284,8 @@ def claim_cards(verdicts: Sequence[Verdict]) -> tuple[ClaimCard, ...]:
     """One card for each claim; the published ones first, and of each kind what was found out before the rest."""
     cards: dict[tuple[str, str], list[Verdict]] = {}
     for verdict in verdicts:
-        cards.setdefault((str(verdict.claim.get("says")), str(verdict.claim.get("source"))), []).append(
-            verdict
-        )
+        about = str(verdict.claim.get("says")), str(verdict.claim.get("source"))
+        cards.setdefault(about, []).append(verdict)
     made = [ClaimCard(says, source, tuple(own)) for (says, source), own in cards.items()]
     return tuple(sorted(made, key=lambda card: (not card.of_paper, not card.findings)))
 

@@ -110,16 +110,17 @@ _NOWHERE = np.array([], dtype=int)
 
 
 def _facts(cell: Mapping[Hashable, Any], runs: Sequence[Run], epochs: EpochsOfCells) -> dict[str, Any]:
-    """Status and reason of a cell after the integrity pass, and what its run's files tell of it: for its group's key, and
-    for the breaches (`measured_with`, `circumstances`: of each attempt in which it trained; of a cell without epochs the last)."""
+    """Status and reason of a cell after the integrity pass, and what its run's files tell of it: for its group's key, and of
+    a sound one for the breaches (`measured_with`, `circumstances`: of each attempt in which it trained, without epochs the last)."""
     run, cell_id, last = runs[int(cell["run"])], str(cell["cell_id"]), int(cell["attempt"])
     rows, told = epochs.checked((cell["run"], cell_id)), partial(run.measured_with, cell_id)
-    trained = [told(int(attempt)) for attempt in sorted({*rows["attempt"]} or {last})]
     fault = ""
     if cell["status"] == "ok":
         fault = cell_fault(cell, rows, run.recipe_of(cell_id))
         if run.is_stranger(cell_id, last):
             fault = "provenance.json tells nothing of it, but of other cells: are its rows another run's?"
+    is_sound = cell["status"] == "ok" and not fault
+    trained = [told(int(attempt)) for attempt in sorted({*rows["attempt"]} or {last})] if is_sound else []
     return {
         "status": UNSOUND if fault else cell["status"],
         "reason": fault or cell["reason"],
@@ -128,7 +129,7 @@ def _facts(cell: Mapping[Hashable, Any], runs: Sequence[Run], epochs: EpochsOfCe
         "chosen": "" if pd.isna(cell["trials"]) else _chosen(run, cell_id),
         "measured_with": trained,
         "circumstances": [_circumstances(run, cell, facts) for facts in trained] * (len(trained) > 1),
-        "began": began_with([told(attempt) for attempt in range(1, last + 1)]),
+        "began": began_with(map(told, range(1, last + 1))) if is_sound else {},
     }
 
 
@@ -274,10 +275,8 @@ def _used_by_others(epochs: pd.DataFrame) -> dict[Hashable, float]:
     """(run, cell_id) → `used_by_others` of its epochs, where they know it."""
     columns = ["train_s", "cpu_util_mean", "cpu_others_mean"]
     known = epochs.dropna(subset=columns)
-    return {
-        cell: used_by_others(*(figures[name].tolist() for name in columns))
-        for cell, figures in known.groupby(["run", "cell_id"], sort=False)
-    }
+    by_cell = known.groupby(["run", "cell_id"], sort=False)
+    return {cell: used_by_others(*(own[name].tolist() for name in columns)) for cell, own in by_cell}
 
 
 def _group(key: GroupKey, members: pd.DataFrame, runs: Sequence[Run], epochs: EpochsOfCells) -> Group:
@@ -288,9 +287,7 @@ def _group(key: GroupKey, members: pd.DataFrame, runs: Sequence[Run], epochs: Ep
     )
     nothing = members[:0]
     methods = {
-        method: _method_result(
-            method, sound.setdefault(method, nothing), failed.get(method, nothing), runs, epochs
-        )
+        method: _method_result(method, sound.setdefault(method, nothing), failed.get(method, nothing), epochs)
         for method in {**sound, **failed}
     }
     first = members.sort_values("cell_id").iloc[0]
@@ -364,7 +361,7 @@ def overrides_of(text: str) -> Mapping[str, Any]:
 
 
 def _method_result(
-    method: str, ok: pd.DataFrame, failed: pd.DataFrame, runs: Sequence[Run], epochs: EpochsOfCells
+    method: str, ok: pd.DataFrame, failed: pd.DataFrame, epochs: EpochsOfCells
 ) -> MethodResult:
     phase: Phase = "warm" if (ok["phase"] == "warm").any() else "cold"
     of_phase = ok[ok["phase"] == phase]
@@ -397,10 +394,8 @@ def _doubts(rows: pd.DataFrame) -> tuple[str, ...]:
 
 def _by_run(rows: pd.DataFrame, names: Sequence[str]) -> dict[str, dict[tuple[int, int], float]]:
     """Figure → (run, seed) → value, where it was measured."""
-    cells = [
-        ((int(run), int(seed)), figures)
-        for run, seed, figures in zip(rows["run"], rows["seed"], rows["figures"], strict=True)
-    ]
+    places = ((int(run), int(seed)) for run, seed in zip(rows["run"], rows["seed"], strict=True))
+    cells = list(zip(places, rows["figures"], strict=True))
     return {
         name: {key: value for key, figures in cells if not math.isnan(value := figures[name])}
         for name in names

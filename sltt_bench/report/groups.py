@@ -6,7 +6,7 @@ else is a `NotComparable` with its reason.
 """
 
 import re
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -249,12 +249,8 @@ class Group:
         for name in (method, baseline):
             if (refusal := self.refusal(metric, name)) is not None:
                 return refusal
-        for breach in self.breaches:
-            if (
-                breach.parts
-                and {method, baseline} <= {*breach.methods}
-                and breach.concerns(metric, (method,))
-            ):
+        for breach in (breach for breach in self.breaches if breach.parts):
+            if {method, baseline} <= {*breach.methods} and breach.concerns(metric, (method,)):
                 return NotComparable(breach.text)
         one, other = self.methods[method], self.methods[baseline]
         if METRICS[metric].of_phase and one.phase != other.phase:
@@ -275,11 +271,8 @@ class Group:
         result = self.methods.get(method)
         if result is None:
             difference = self.elsewhere.get(method)
-            return NotComparable(
-                f"{method} ran, but not under these conditions: it differs in {difference}"
-                if difference
-                else f"no run of {method}"
-            )
+            ran = f"{method} ran, but not under these conditions: it differs in {difference}"
+            return NotComparable(ran if difference else f"no run of {method}")
         if not result.finished:
             failure = result.failures[0]
             return NotComparable(f"{method} did not finish: {failure.status}, {failure.reason}")
@@ -291,10 +284,8 @@ class Group:
 
     def blocking(self, metric: str, method: str) -> Breach | None:
         """The breach for which this figure of the method cannot be trusted at all, or None."""
-        breaches = (
-            breach for breach in self.breaches if breach.blocks and breach.concerns(metric, (method,))
-        )
-        return next(breaches, None)
+        blocking = (breach for breach in self.breaches if breach.blocks)
+        return next((breach for breach in blocking if breach.concerns(metric, (method,))), None)
 
     def stat(self, metric: str, method: str) -> Stat | None:
         """The method's mean over seeds; None where it was not measured, or cannot be trusted at all."""
@@ -319,28 +310,25 @@ class Group:
             everything = set(results[0].seeds) | set(results[1].seeds)
             texts.append(f"only {len(shared)} of {counted(len(everything), 'seed')} finished on both sides")
         if len(results) == 2 and METRICS[metric].of_the_moment:
-            texts += [*self._apart(metric, *results), *self._repeated(metric, *results)]
+            texts += self._beside_pairs(metric, *results)
         texts += [breach.text for breach in self.breaches if breach.concerns(metric, methods)]
         return tuple(dict.fromkeys(text for text in texts if text))
 
-    def _apart(self, metric: str, one: MethodResult, other: MethodResult) -> list[str]:
-        sides = [set(result.by_run.get(metric, {})) for result in (one, other)]
-        if not all(sides) or sides[0] & sides[1]:
-            return []
-        return [
-            f"{one.method} and {other.method} were timed in different runs: the ratio holds only if the machine "
-            "was equally fast and equally free in both"
-        ]
-
-    def _repeated(self, metric: str, one: MethodResult, other: MethodResult) -> list[str]:
-        pairs = one.by_run.get(metric, {}).keys() & other.by_run.get(metric, {}).keys()
+    def _beside_pairs(self, metric: str, one: MethodResult, other: MethodResult) -> Iterator[str]:
+        """What a ratio of figures of the moment rests on, where that is not a pair of cells of one run for each seed."""
+        sides = [result.by_run.get(metric, {}).keys() for result in (one, other)]
+        pairs = sides[0] & sides[1]
+        if all(sides) and not pairs:
+            yield (
+                f"{one.method} and {other.method} were timed in different runs: the ratio holds only if the machine "
+                "was equally fast and equally free in both"
+            )
         seeds = len({seed for _, seed in pairs})
-        if len(pairs) == seeds:
-            return []
-        return [
-            f"the {len(pairs)} pairs come from only {counted(seeds, 'seed')}: repetitions of a seed count as pairs, but say "
-            "nothing about other seeds"
-        ]
+        if len(pairs) > seeds:
+            yield (
+                f"the {len(pairs)} pairs come from only {counted(seeds, 'seed')}: repetitions of a seed count as pairs, but say "
+                "nothing about other seeds"
+            )
 
     # Memory and accuracy ------------------------------------------------------------------------
 
@@ -375,9 +363,7 @@ class Group:
         return HEADLINE_ON_GPU if self.on_gpu else HEADLINE_ON_CPU
 
     def _finished_of(self, methods: Sequence[str] | None) -> list[MethodResult]:
-        results = (
-            [self.methods[name] for name in methods if name in self.methods] if methods else self.finished
-        )
+        results = [self.methods[name] for name in methods or self.methods if name in self.methods]
         return [result for result in results if result.finished]
 
     @property
@@ -399,9 +385,8 @@ class Group:
     def below_floor(self, method: str) -> bool:
         """Whether the method's mean accuracy is no better than the floor."""
         accuracy = self.methods[method].stat("last_test_top1")
-        return (
-            accuracy is not None and self.accuracy_floor is not None and accuracy.mean <= self.accuracy_floor
-        )
+        floor = self.accuracy_floor
+        return accuracy is not None and floor is not None and accuracy.mean <= floor
 
     def doubts_beside_chance(self, method: str) -> list[str]:
         """The method's doubts, without that of its cells' chance level where the floor says so of their mean."""

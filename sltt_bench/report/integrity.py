@@ -7,19 +7,19 @@ blocks the ratio where the figure cannot be trusted at all.
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, combinations
 from typing import Any, get_args
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from sltt_bench.common.format import Unit, counted
 from sltt_bench.report.keys import DIFFERENCE_WORDS
 from sltt_bench.report.metrics import METRICS
 from sltt_bench.report.numbers import first_of
+from sltt_bench.report.statistics import Floats
 from sltt_bench.results.doubts import untimed_text
 
 REPETITION_SHARE = 0.01
@@ -34,12 +34,8 @@ LIMITED_SHARE = 0.05
 _TIME: tuple[Unit, ...] = ("s", "per_s", "J")
 EVERYTHING: tuple[Unit, ...] = get_args(Unit)
 _HELD_DOWN = (
-    "sw_power_cap",
-    "hw_slowdown",
-    "sw_thermal_slowdown",
-    "hw_thermal_slowdown",
-    "hw_power_brake_slowdown",
-)
+    "sw_power_cap", "hw_slowdown", "sw_thermal_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -66,7 +62,7 @@ class Breach:
 # One cell ---------------------------------------------------------------------------------------
 
 
-Epochs = Mapping[str, npt.NDArray[np.float64]]
+Epochs = Mapping[str, Floats]
 """Column of CHECKED → its values in the epochs of one cell, of the attempts that count; NaN where there is none."""
 
 
@@ -126,18 +122,13 @@ def _value_faults(epochs: Epochs, synthetic: bool) -> Iterator[str]:
 
 
 _POSITIVE = (
-    "train_s",
-    "peak_allocated_bytes",
-    "peak_reserved_bytes",
-    "peak_nvml_bytes",
-    "peak_rss_bytes",
-    "peak_tensor_bytes",
-)
+    "train_s", "peak_allocated_bytes", "peak_reserved_bytes", "peak_nvml_bytes", "peak_rss_bytes", "peak_tensor_bytes",
+)  # fmt: skip
 CHECKED = ("attempt", "epoch", "samples", "eval_s", "train_loss", "test_top1", "validation_top1", *_POSITIVE)
 """The columns of epochs.csv that the pass looks at."""
 
 
-def _known(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _known(values: Floats) -> Floats:
     """Those of a column that are there, in the order of the rows."""
     return values[~np.isnan(values)]
 
@@ -175,10 +166,8 @@ def method_breaches(
     yield from _repetition_breaches(method, cells, resolution)
     yield from _moment_breaches(method, cells)
     if len(plugins) > 1:
-        yield Breach(
-            f"{method}: its plug-in changed between its cells ({' and '.join(plugins)}); report the runs of one of them",
-            (method,), EVERYTHING, blocks=True,
-        )  # fmt: skip
+        text = f"{method}: its plug-in changed between its cells ({' and '.join(plugins)}); report the runs of one of them"
+        yield Breach(text, (method,), EVERYTHING, blocks=True)
     resumed = cells[cells["measured_with"].map(len) > 1].sort_values(["run", "cell_id"])
     yield from _source_breaches(method, resumed)
     yield from _data_breaches(method, resumed)
@@ -186,10 +175,8 @@ def method_breaches(
     yield from _mixed_breaches(method, resumed)
     settings = sorted({*cells["chosen"]})
     if len(settings) > 1:
-        yield Breach(
-            f"{method}: tuned to different settings in different runs ({' and '.join(settings)}); report one of them",
-            (method,), EVERYTHING, blocks=True,
-        )  # fmt: skip
+        text = f"{method}: tuned to different settings in different runs ({' and '.join(settings)}); report one of them"
+        yield Breach(text, (method,), EVERYTHING, blocks=True)
 
 
 def _repetition_breaches(method: str, cells: pd.DataFrame, resolution: float) -> Iterator[Breach]:
@@ -198,30 +185,23 @@ def _repetition_breaches(method: str, cells: pd.DataFrame, resolution: float) ->
         return
     repeated = cells[cells.duplicated(["cell_id", "seed"], keep=False)]
     for _, same in repeated.groupby(["cell_id", "seed"], sort=False):
-        seed = int(same["seed"].iloc[0])
+        repetitions = f"{method}, seed {int(same['seed'].iloc[0])}: repetitions of one cell"
         exact = sorted({int(count) for count in same["peak_tensor_bytes"].dropna()})
         if len(exact) > 1:
-            yield Breach(
-                f"{method}, seed {seed}: repetitions of one cell counted different live tensor bytes, "
-                f"{exact[0]:,} and {exact[-1]:,}",
-                (method,), ("bytes",), blocks=True,
-            )  # fmt: skip
+            text = f"{repetitions} counted different live tensor bytes, {exact[0]:,} and {exact[-1]:,}"
+            yield Breach(text, (method,), ("bytes",), blocks=True)
         top1 = same["last_test_top1"].astype(float).dropna()
         if len(top1) > 1 and top1.max() - top1.min() > max(REPETITION_SHARE, 1.5 * resolution):
-            yield Breach(
-                f"{method}, seed {seed}: repetitions of one cell reached {100 * top1.min():.2f} % and "
-                f"{100 * top1.max():.2f} %",
-                (method,), ("accuracy",), blocks=True,
-            )  # fmt: skip
+            text = f"{repetitions} reached {100 * top1.min():.2f} % and {100 * top1.max():.2f} %"
+            yield Breach(text, (method,), ("accuracy",), blocks=True)
 
 
 def sample_breaches(samples: Mapping[str, set[int]]) -> Iterator[Breach]:
     """Methods of one group whose epochs have different numbers of samples (method → counts)."""
     if len({count for counts in samples.values() for count in counts}) > 1:
         listing = ", ".join(f"{method} {min(counts):,}" for method, counts in samples.items())
-        yield Breach(
-            f"different numbers of samples an epoch: {listing}", tuple(samples), EVERYTHING, blocks=True
-        )
+        text = f"different numbers of samples an epoch: {listing}"
+        yield Breach(text, tuple(samples), EVERYTHING, blocks=True)
 
 
 def _moment_breaches(method: str, cells: pd.DataFrame) -> Iterator[Breach]:
@@ -238,10 +218,8 @@ def _moment_breaches(method: str, cells: pd.DataFrame) -> Iterator[Breach]:
         yield Breach(f"{method}: {untimed_text(untimed)}", (method,), _TIME)
     busy = cells["gpu_util"].astype(float).mean()
     if busy < BUSY_SHARE:
-        yield Breach(
-            f"{method}: the GPU was busy {busy:.0%} of the time, so an epoch takes as long as launching its work does",
-            (method,), _TIME,
-        )  # fmt: skip
+        text = f"{method}: the GPU was busy {busy:.0%} of the time, so an epoch takes as long as launching its work does"
+        yield Breach(text, (method,), _TIME)
     neighbours = int(cells["neighbours"].astype(float).fillna(0).max()) if len(cells) else 0
     if neighbours:
         others_text = counted(neighbours, "other cell")
@@ -257,9 +235,8 @@ def _moment_breaches(method: str, cells: pd.DataFrame) -> Iterator[Breach]:
     for reason, share in limited.items():
         if reason in _HELD_DOWN and share > LIMITED_SHARE:
             words = reason.replace("sw_", "").replace("hw_", "").replace("_", " ")
-            yield Breach(
-                f"{method}: clocks held down ({words}) in {share:.0%} of the readings", (method,), _TIME
-            )
+            text = f"{method}: clocks held down ({words}) in {share:.0%} of the readings"
+            yield Breach(text, (method,), _TIME)
     if others:
         yield Breach(f"{method}: {counted(others, 'other process')} on the GPU", (method,), (*_TIME, "bytes"))
 
@@ -270,13 +247,13 @@ def replay_breaches(cells: pd.DataFrame) -> Iterator[Breach]:
     for method, attempts in zip(cells["method"], cells["measured_with"], strict=True):
         replayed[method] = replayed.get(method, False) or any(map(_is_replayed, attempts))
     faster = [method for method, is_replayed in replayed.items() if is_replayed]
-    for method in replayed if faster else ():
-        if not replayed[method]:
-            yield Breach(
-                f"{method}: its work reached the GPU call by call, that of {first_of(faster, 3)} as replayed CUDA graphs, so its time "
-                "includes what the calls take (with native.graphs=never all methods are timed alike)",
-                (method,), _TIME, undecides=True,
-            )  # fmt: skip
+    slower = [method for method, is_replayed in replayed.items() if not is_replayed]
+    for method in slower if faster else ():
+        text = (
+            f"{method}: its work reached the GPU call by call, that of {first_of(faster, 3)} as replayed CUDA graphs, so its time "
+            "includes what the calls take (with native.graphs=never all methods are timed alike)"
+        )
+        yield Breach(text, (method,), _TIME, undecides=True)
 
 
 def plugins_of_method(cells: pd.DataFrame) -> list[str]:
@@ -392,10 +369,14 @@ def beginnings(cells: pd.DataFrame) -> Beginnings:
     return began
 
 
-def began_with(attempts: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def began_with(attempts: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """Key of `BEGINNINGS` → what the first of a cell's attempts that knows it said: a resumed one begins in the middle."""
-    known = {name: next(filter(None, (facts.get(name) for facts in attempts)), None) for name in _BEGUN_WITH}
-    return {name: str(digest) for name, digest in known.items() if digest}
+    began: dict[str, str] = {}
+    for facts in attempts:
+        began |= {name: str(facts[name]) for name in _BEGUN_WITH if facts.get(name) and name not in began}
+        if len(began) == len(_BEGUN_WITH):
+            break
+    return began
 
 
 def _unlike(text: str, began: Mapping[str, set[str]]) -> Iterator[Breach]:

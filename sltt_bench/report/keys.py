@@ -108,9 +108,8 @@ def told_apart(
         for name, template in _NAMED.items():
             if name == "recipe_hash" and all(settings):
                 yield from _settings_in_words(settings)
-            yield [
-                template.format(str(getattr(each, name) or "unknown").replace(", ", " ")) for each in alike
-            ]
+            values = (str(getattr(each, name) or "unknown") for each in alike)
+            yield [template.format(value.replace(", ", " ")) for value in values]
 
     return fewest_words(facts())[alike.index(key)]
 

@@ -93,12 +93,8 @@ def stat_of(figure: str, values: Sequence[float]) -> Stat:
 
 
 HEADLINE_ON_GPU = (
-    "peak_allocated_bytes",
-    "peak_reserved_bytes",
-    "peak_nvml_process_bytes",
-    "peak_tensor_bytes",
-    "peak_nvml_device_bytes",
-)
+    "peak_allocated_bytes", "peak_reserved_bytes", "peak_nvml_process_bytes", "peak_tensor_bytes", "peak_nvml_device_bytes",
+)  # fmt: skip
 """What stands for peak memory on a GPU, first to last. The allocator's peak comes first: it belongs to the
 process alone and holds no cache."""
 HEADLINE_ON_CPU = ("peak_tensor_bytes",)

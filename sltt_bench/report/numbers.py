@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from sltt_bench.common.format import Scale, Unit, counted, scale_for, significant
+from sltt_bench.common.format import Scale, Unit, counted, significant
 from sltt_bench.report.metrics import METRICS
 from sltt_bench.report.statistics import Interval, Stat
 
@@ -30,11 +30,6 @@ def mean_and_spread(stat: Stat, scale: Scale) -> tuple[str, str]:
     decimals = len(mean.partition(".")[2])
     spread = stat.std / scale.factor
     return mean, "± " + (f"{spread:.{decimals}f}" if round(spread, decimals) else significant(spread, 1))
-
-
-def scale_of_metric(name: str, values: Iterable[float]) -> Scale:
-    """The scale of a metric; accuracies and shares are always in percent."""
-    return scale_for(METRICS[name].unit, values)
 
 
 def percent(share: float, decimals: int = 2) -> str:

@@ -10,8 +10,9 @@ below with a probability of 80 % (Browne, Statistics in Medicine 14, 1995).
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -150,14 +151,18 @@ def seeds_needed(
             raise ResultsError(
                 f"{option} {name}: no such method in {named}{nearest(name, present)}; there are {', '.join(present)}"
             )
-    rows = [
-        row
-        for group, conditions in zip(groups, _conditions(groups), strict=True)
-        if baseline in group.methods
-        for method in group.methods
-        if method != baseline and (methods is None or method in methods)
-        for row in _of_pair(group, conditions, results, METRICS[figure], method, baseline, effects, power)
-    ]
+    metric, rows = METRICS[figure], []
+    unit = "%" if metric.as_ratio else "points"
+    for group, conditions in zip(groups, _conditions(groups), strict=True):
+        others = [name for name in group.methods if name != baseline and (methods is None or name in methods)]
+        runs = tuple(results.runs[number].path.name for number in group.runs)
+        for method, effect in product(others if baseline in group.methods else (), effects):
+            row = SeedsNeeded(
+                group.key.recipe, conditions, runs, figure, method, baseline, effect, unit, power,
+                caveats=group.breaches_of(figure, (method, baseline)),
+            )  # fmt: skip
+            resolution = 0.0 if metric.as_ratio else group.accuracy_resolution
+            rows.append(_counted(row, _differences(group, metric, method, baseline), metric, resolution))
     if not rows:
         raise ResultsError(
             f"{named}: {baseline} and another of the methods never ran under the same conditions; "
@@ -179,37 +184,6 @@ def _conditions(groups: Sequence[Group]) -> list[str]:
     return conditions
 
 
-def _of_pair(
-    group: Group,
-    conditions: str,
-    results: Results,
-    metric: Metric,
-    method: str,
-    baseline: str,
-    effects: Sequence[float],
-    power: float,
-) -> Iterator[SeedsNeeded]:
-    differences = _differences(group, metric, method, baseline)
-    for effect in effects:
-        row = SeedsNeeded(
-            recipe=group.key.recipe,
-            conditions=conditions,
-            runs=tuple(results.runs[number].path.name for number in group.runs),
-            figure=metric.name,
-            method=method,
-            baseline=baseline,
-            effect=effect,
-            unit="%" if metric.as_ratio else "points",
-            power=power,
-            caveats=group.breaches_of(metric.name, (method, baseline)),
-        )
-        if isinstance(differences, NotComparable):
-            yield replace(row, reason=differences.reason)
-        else:
-            resolution = 0.0 if metric.as_ratio else group.accuracy_resolution
-            yield _counted(row, differences, metric, resolution)
-
-
 def _differences(group: Group, metric: Metric, method: str, baseline: str) -> Floats | NotComparable:
     """Method − baseline of each pair: of accuracies as they are, of all else as logarithms."""
     pairs = group.pairs(metric.name, method, baseline)
@@ -223,8 +197,12 @@ def _differences(group: Group, metric: Metric, method: str, baseline: str) -> Fl
     return np.subtract(one, other)
 
 
-def _counted(row: SeedsNeeded, differences: Floats, metric: Metric, resolution: float) -> SeedsNeeded:
+def _counted(
+    row: SeedsNeeded, differences: Floats | NotComparable, metric: Metric, resolution: float
+) -> SeedsNeeded:
     """The row with what the differences say; `resolution` is the smallest difference that can be seen."""
+    if isinstance(differences, NotComparable):
+        return replace(row, reason=differences.reason)
     pairs = len(differences)
     row = replace(row, pairs=pairs, difference=_shown(float(differences.mean()), metric))
     if pairs < 2:

@@ -123,7 +123,6 @@ class Profile:
     """Recipes; of a study the recipes that its grids extend."""
     factors: dict[str, tuple[float, ...]]
     """Method → its time over the fastest method's, task by task; NEVER where it missed the target."""
-    tuned: bool
     key: GroupKey
     """Of its first task; the others' differ in what is the task's alone."""
     study: str
@@ -136,7 +135,8 @@ class Profile:
     @property
     def conditions(self) -> tuple[str, ...]:
         """What all tasks were measured on and with."""
-        return self.key.hardware, f"backend {self.key.backend}", "tuned" if self.tuned else self.key.tuning
+        rule = "tuned" if self.key.tuned else self.key.tuning
+        return self.key.hardware, f"backend {self.key.backend}", rule
 
     @property
     def title(self) -> str:
@@ -173,11 +173,8 @@ def profiles(groups: Sequence[Group]) -> list[Profile]:
             family = families.setdefault((group.key.tuned, study, *alike), {})
             if task not in family or max(family[task].runs) < max(group.runs):
                 family[task] = group
-    return [
-        profile
-        for (_, study, *_), tasks in families.items()
-        if (profile := _profile(study, tasks)) is not None
-    ]
+    each = (_profile(study, tasks) for (_, study, *_), tasks in families.items())
+    return [profile for profile in each if profile is not None]
 
 
 def _profile(study: str, tasks: dict[str, Group]) -> Profile | None:
@@ -188,7 +185,6 @@ def _profile(study: str, tasks: dict[str, Group]) -> Profile | None:
     if len(tasks) < 2 or len(methods) < 2:
         return None
     best = {task: min(of_task[name] for name in methods) for task, of_task in times.items()}
-    first = next(iter(tasks.values())).key
     return Profile(
         tasks=tuple(times),
         factors={
@@ -198,8 +194,7 @@ def _profile(study: str, tasks: dict[str, Group]) -> Profile | None:
             )
             for name in methods
         },
-        tuned=first.tuned,
-        key=first,
+        key=next(iter(tasks.values())).key,
         study=study,
         left_out=tuple(sorted({name for of_task in times.values() for name in of_task} - everywhere)),
         seeds=frozenset(

@@ -774,8 +774,8 @@ def test_the_gauge_shows_where_the_claim_holds(tmp_path: Path) -> None:
     scale = gauge(verdict)
     assert scale is not None
     # 0 to 0.3 plus a quarter: 0.375 is the right end.
-    assert (scale.zone_left, scale.zone_width, scale.limit) == (0.0, 80.0, 80.0)
-    assert scale.value == pytest.approx(66.67)
+    assert (scale["zone_left"], scale["zone_width"], scale["limit"]) == (0.0, 80.0, 80.0)
+    assert scale["value"] == pytest.approx(66.67)
 
 
 PROBE = """

@@ -881,7 +881,7 @@ def test_a_method_has_one_colour_whatever_else_is_shown() -> None:
     assert style.colour("sltt-k2") == style.colour("sltt-k2-unbiased")
     assert style.colour("bptt-d.5") == style.colour("bptt-d0.5") != style.colour("bptt-d0.25")
     assert style.colour("my-method") == style.colour("my-method")
-    assert style.line("sltt-k2-unbiased") == "--"
+    assert style.looks(["sltt-k2-unbiased"])["sltt-k2-unbiased"]["linestyle"] == "--"
 
 
 def test_every_rule_that_ships_has_a_look_of_its_own() -> None:
@@ -982,10 +982,9 @@ def test_no_two_lines_of_a_figure_look_alike(tmp_path: Path) -> None:
         assert len(set(map(str, strokes))) == len(lines), "told apart without marks"
     looks = style.looks(names)
     for rule, numbers in FAMILIES.items():
-        assert len({(looks[rule + number].marker, style.colour(rule + number)) for number in numbers}) == len(
-            numbers
-        )
-        assert rule == "bptt-l" or len({looks[rule + number].marker for number in numbers}) == len(numbers)
+        own = [looks[rule + number] for number in numbers]
+        assert len({(look["marker"], look["color"]) for look in own}) == len(numbers)
+        assert rule == "bptt-l" or len({look["marker"] for look in own}) == len(numbers)
 
 
 def test_a_name_of_somebodys_has_not_the_look_of_a_rule_of_this_package(tmp_path: Path) -> None:
@@ -993,8 +992,8 @@ def test_a_name_of_somebodys_has_not_the_look_of_a_rule_of_this_package(tmp_path
     rules = ["bptt-ckpt4", "sltt-a", "tbptt-w4", "ottt"]
     for number in range(100):
         looks = style.looks([*rules, f"rule-{number}"])
-        own = (style.colour(f"rule-{number}"), looks[f"rule-{number}"])
-        assert own not in [(style._RULES[rule.rstrip("0123456789")][0], looks[rule]) for rule in rules]
+        inks = {rule: style._RULES[rule.rstrip("0123456789")][0] for rule in rules}
+        assert looks[f"rule-{number}"] not in [{**looks[rule], "color": inks[rule]} for rule in rules]
 
 
 def test_a_fitted_line_goes_through_its_points_on_a_logarithmic_axis(tmp_path: Path) -> None:

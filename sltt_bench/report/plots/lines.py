@@ -109,31 +109,26 @@ class Panel:
 def draw_lines(panels: Sequence[Panel], width: Width) -> Figure:
     """The panels with one legend for all of them."""
     figure, axes = style.panels(width, len(panels), 2.2)
-    labels = dict.fromkeys(
-        line.label for panel in panels for line in panel.lines if not line.method and not line.soft
-    )
-    ramp = {label: _ramp_look(place, len(labels)) for place, label in enumerate(labels)}
-    named = _named(panels)
-    methods = sorted(
-        {line.method for panel in panels for line in panel.lines if line.method}, key=method_order
-    )
-    own = style.looks(methods)
-    sizes = {method: style.weight(place) for place, method in enumerate(methods)}
+    lines = [line for panel in panels for line in panel.lines]
+    labels = dict.fromkeys(line.label for line in lines if not line.method and not line.soft)
+    methods = {line.method for line in lines if line.method}
+    own = style.looks(sorted(methods, key=method_order))
+    looks = {label: (_ramp_look(place, len(labels)), _SIZE) for place, label in enumerate(labels)}
+    looks |= {method: (look, style.weight(place)) for place, (method, look) in enumerate(own.items())}
+    named = _named([line for line in lines if line.label and not line.soft])
     for place, panel in zip(axes, panels, strict=False):
-        _panel(place, panel, ramp, own, sizes, named)
+        _panel(place, panel, looks, named)
         columns = _TITLE_WIDTHS[min(len(panels), len(_TITLE_WIDTHS)) - 1]
         place.set_title(style.wrapped(panel.title, columns, most=3))
     style.share_scale(axes, "x", [panel.x.label for panel in panels])
     style.share_scale(axes, "y", [panel.y.label for panel in panels])
-    lines = [line for panel in panels for line in panel.lines]
     in_order = sorted(lines, key=lambda line: (not line.method, method_order(line.method)))
     style.legend_below(figure, axes, width, [line.label for line in in_order])
     return figure
 
 
-def _named(panels: Sequence[Panel]) -> style.Named:
+def _named(lines: Sequence[Line]) -> style.Named:
     """The baseline, which comes first; then filled marks: where some are hollow, they are what the figure is about."""
-    lines = [line for panel in panels for line in panel.lines if line.label and not line.soft]
     ranked = [*lines[:1], *sorted(lines[1:], key=lambda line: line.marks == "hollow")]
     return style.Named(tuple(dict.fromkeys(line.label for line in ranked)))
 
@@ -143,28 +138,20 @@ def _ramp_look(place: int, count: int) -> dict[str, Any]:
     return {"color": colour, "marker": _MARKERS[place % len(_MARKERS)], "linestyle": "-"}
 
 
-def _panel(
-    axes: Axes,
-    panel: Panel,
-    ramp: Mapping[str, Mapping[str, Any]],
-    own: Mapping[str, style.Look],
-    sizes: Mapping[str, tuple[float, float]],
-    named: style.Named,
-) -> None:
+Look = tuple[Mapping[str, Any], tuple[float, float]]
+"""Colour, marker and stroke; line width and marker size."""
+_SIZE = (1.4, 4.5)
+_SOFT: Look = ({"color": style.SOFT_INK, "marker": "o", "linestyle": "-"}, (0.8, 3.2))
+
+
+def _panel(axes: Axes, panel: Panel, looks: Mapping[str, Look], named: style.Named) -> None:
+    """`looks`: of methods, and of the labels of other lines."""
     for line in panel.lines:
         if line.label and not line.soft and line.label not in named:
             _unnamed(axes, line, named.legend(line.label))
             continue
-        if line.soft:
-            look: Mapping[str, Any] = {"color": style.SOFT_INK, "marker": "o", "linestyle": "-"}
-            size = line.size or (0.8, 3.2)
-        elif line.method:
-            look = {"color": style.colour(line.method), "marker": own[line.method].marker}
-            look |= {"linestyle": own[line.method].stroke}
-            size = line.size or sizes[line.method]
-        else:
-            look, size = ramp[line.label], line.size or (1.4, 4.5)
-        _line(axes, line, look, size)
+        look, size = _SOFT if line.soft else looks[line.method or line.label]
+        _line(axes, line, look, line.size or size)
     for value, words in panel.levels:
         _level(axes, value, words)
     for ring in panel.rings:
@@ -193,10 +180,7 @@ def _line(axes: Axes, line: Line, look: Mapping[str, Any], size: tuple[float, fl
         hollow = line.marks == "hollow"
         edge = colour if hollow else style.SURFACE
         how |= {"marker": line.marker or look["marker"], "markersize": mark, "markeredgecolor": edge}
-        how |= {
-            "markerfacecolor": style.SURFACE if hollow else colour,
-            "markeredgewidth": 1.2 if hollow else 0.6,
-        }
+        how["markerfacecolor"], how["markeredgewidth"] = (style.SURFACE, 1.2) if hollow else (colour, 0.6)
     if line.dots:
         x, y = zip(*line.dots, strict=True)
         axes.plot(x, y, color=colour, **style.SEED)
@@ -217,11 +201,9 @@ def _line(axes: Axes, line: Line, look: Mapping[str, Any], size: tuple[float, fl
 
 def _unnamed(axes: Axes, line: Line, label: str | None) -> None:
     """A line that is not told apart; points without a line are small."""
-    look = style.unnamed(label)
-    if line.stroke == "none":
-        look |= style.UNNAMED_POINT
+    look = style.UNNAMED_POINT if line.stroke == "none" else style.UNNAMED
     xs, ys = (line.xs, line.ys) if line.stroke != "level" else (axes.get_xlim(), [line.ys[0]] * 2)
-    axes.plot(xs, ys, drawstyle="steps-post" if line.stroke == "step" else "default", **look)
+    axes.plot(xs, ys, drawstyle="steps-post" if line.stroke == "step" else "default", label=label, **look)
 
 
 _MOST_MARKS = 10
@@ -258,9 +240,7 @@ def _remark(axes: Axes, remarks: Sequence[str]) -> None:
         shown = MOST_REMARKS - 1
         remarks = [*remarks[:shown], f"and {len(remarks) - shown} more, in the table"]
     low, high = axes.get_ylim()
-    axes.set_ylim(
-        low, high + 0.13 * len(remarks) * (high - low)
-    )  # room for the words above the largest value
+    axes.set_ylim(low, high + 0.13 * len(remarks) * (high - low))  # room above the largest value
     axes.text(
         0.03, 0.98, "\n".join(remarks), transform=axes.transAxes, va="top", fontsize=6.5, color=style.FAILED,
         bbox={"facecolor": style.SURFACE, "edgecolor": "none", "pad": 1.5},

@@ -23,12 +23,12 @@ def draw_profile(profile: Profile, width: Width) -> Figure:
         steps = sorted({1.0, *(factor for factor in factors if math.isfinite(factor)), last})
         shares = [100 * profile.share(method, factor) for factor in steps]
         if method not in named:
-            axes.plot(steps, shares, drawstyle="steps-post", **style.unnamed(named.legend(method)))
+            axes.plot(steps, shares, drawstyle="steps-post", label=named.legend(method), **style.UNNAMED)
             continue
         axes.plot(
             steps, shares, drawstyle="steps-post",
-            color=style.colour(method), linestyle=looks[method].stroke, linewidth=style.weight(place)[0],
-            marker=looks[method].marker, markevery=[0], markersize=style.weight(place)[1], clip_on=False, label=method,
+            linewidth=style.weight(place)[0], markersize=style.weight(place)[1], markevery=[0], clip_on=False, label=method,
+            **looks[method],
         )  # fmt: skip
     axes.set_xlim(1 - _ROOM_FOR_MARKS * (last - 1), last)
     axes.set_ylim(-3, 103)

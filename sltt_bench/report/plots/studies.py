@@ -148,7 +148,7 @@ def draw_study(panels: Sequence[Drawn], width: Width) -> Figure:
 
 
 def _look(
-    line: StudyLine, labels: Sequence[str], others: Sequence[str], own: Mapping[str, style.Look]
+    line: StudyLine, labels: Sequence[str], others: Sequence[str], own: Mapping[str, dict[str, Any]]
 ) -> dict[str, Any]:
     """A method's own; of lines that share its colour, and of those of no method, marks and dashes of the line's place."""
     if line.method is None:
@@ -157,10 +157,9 @@ def _look(
         colour = inks[variant % len(inks)]
     else:
         same = [label for label in labels if label.split(", ")[0] == line.label.split(", ")[0]]
-        variant, colour = same.index(line.label), style.colour(line.method)
         if len(same) < 2:
-            look = own[line.method]
-            return {"color": colour, "marker": look.marker, "linestyle": look.stroke}
+            return own[line.method]
+        variant, colour = same.index(line.label), style.colour(line.method)
     return {"color": colour, "marker": _MARKERS[variant % 6], "linestyle": _LINES[variant % 4]}
 
 
@@ -196,8 +195,8 @@ def _draw(
             look = {**look, "linestyle": "none"}
         ys = [point.mean / scale.factor for point in points.values()]
         if line.label not in named and not on_axis:
-            marks = style.UNNAMED_POINT if categories is not None else {}
-            axes.plot(places, ys, **(style.unnamed(legend) | marks))
+            unnamed = style.UNNAMED if categories is None else style.UNNAMED_POINT
+            axes.plot(places, ys, label=legend, **unnamed)
             continue
         dots = [
             (where, value / scale.factor)
@@ -207,10 +206,8 @@ def _draw(
         ]
         if dots:
             axes.plot(*zip(*dots, strict=True), color=look["color"], **style.SEED)
-        below, above = (
-            [side / scale.factor for side in sides]
-            for sides in zip(*map(_lengths, points.values()), strict=True)
-        )
+        lengths = zip(*map(_lengths, points.values()), strict=True)
+        below, above = ([side / scale.factor for side in sides] for sides in lengths)
         thickness, size = style.weight(number if categories is None else 1)
         axes.errorbar(
             places, ys, [below, above] if any(above) else None, label=legend, markeredgecolor=style.SURFACE,
@@ -230,11 +227,7 @@ def _draw(
             style.from_zero(axes, "y")
         style.plain_ticks(axes, "y", within=PERCENT if unit in ("accuracy", "share") else style.ANY)
     if categories is not None:
-        axes.set_xticks(range(len(categories)), [str(place) for place in categories])
-        if len(categories) > 2 and sum(len(str(place)) + 2 for place in categories) > tick_room:
-            for text in axes.get_xticklabels():
-                text.set(rotation=30, horizontalalignment="right", rotation_mode="anchor")
-        axes.set_xlim(-0.6, len(categories) - 0.4)
+        _categories(axes, categories, tick_room)
     elif panel.x in _MEASURES:
         style.plain_ticks(axes, "x")
     elif not xs:
@@ -245,12 +238,22 @@ def _draw(
         axes.margins(x=0.08)
 
 
+def _categories(axes: Axes, categories: Sequence[Any], room: int) -> None:
+    """The x axis of places that are no numbers; turned where their words need more room."""
+    names = [str(place) for place in categories]
+    axes.set_xticks(range(len(names)), names)
+    if len(names) > 2 and sum(len(name) + 2 for name in names) > room:
+        for text in axes.get_xticklabels():
+            text.set(rotation=30, horizontalalignment="right", rotation_mode="anchor")
+    axes.set_xlim(-0.6, len(names) - 0.4)
+
+
 def _level(
     axes: Axes, level: Stat, scale: Scale, colour: str, legend: str | None, *, told_apart: bool
 ) -> None:
     mean = level.mean / scale.factor
     if not told_apart:
-        axes.axhline(mean, **style.unnamed(legend))
+        axes.axhline(mean, label=legend, **style.UNNAMED)
         return
     axes.axhline(mean, linestyle="--", linewidth=1.2, color=colour, label=legend)
     if level.spread:

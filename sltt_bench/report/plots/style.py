@@ -163,43 +163,27 @@ def ramp(share: float) -> str:
     return to_hex(matplotlib.colormaps["plasma"](0.05 + 0.57 * share))
 
 
-def line(method: str) -> Literal["-", "--"]:
-    """Dashed for the unbiased variants of SLTT-K, which share their sibling's colour."""
-    return "--" if method.endswith("-unbiased") else "-"
-
-
-@dataclass(frozen=True)
-class Look:
-    """What a method's line is told by."""
-
-    marker: str
-    stroke: Any
-    """Of matplotlib's line styles."""
-
-
 _SPARE_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
 _SPARE_STROKES = ((0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (5, 1, 1, 1, 1, 1)))
 
 
-def looks(methods: Iterable[str]) -> dict[str, Look]:
-    """How each of a figure's methods is drawn: its own marker and stroke; of methods that would look alike (numbers of one
-    rule, names that have one colour by chance) the later ones have others."""
-    own: dict[str, Look] = {}
-    taken: dict[str, list[Look]] = {}
-    for method in methods:
-        if method not in own:
-            alike = taken.setdefault(_ink(rule_and_number(method)[0]), [])
-            own[method] = _untaken(Look(marker(method), line(method)), alike)
-            alike.append(own[method])
+def looks(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Method → its colour, marker and stroke in a figure, as matplotlib calls them; of methods that would look alike (numbers
+    of one rule, names that have one colour by chance) the later ones have other marks and strokes."""
+    own: dict[str, dict[str, Any]] = {}
+    taken: dict[str, list[tuple[str, Any]]] = {}
+    for method in dict.fromkeys(methods):
+        alike = taken.setdefault(_ink(rule_and_number(method)[0]), [])
+        mark = marker(method)
+        # Dashed: the unbiased variants of SLTT-K, which share their sibling's colour.
+        stroke: Any = "--" if method.endswith("-unbiased") else "-"
+        if (mark, stroke) in alike:
+            used = {other for other, _ in alike}
+            mark = next((spare for spare in _SPARE_MARKERS if spare not in used), mark)
+            stroke = _SPARE_STROKES[len(alike) % len(_SPARE_STROKES)]
+        alike.append((mark, stroke))
+        own[method] = {"color": colour(method), "marker": mark, "linestyle": stroke}
     return own
-
-
-def _untaken(look: Look, taken: Sequence[Look]) -> Look:
-    if look not in taken:
-        return look
-    used = {other.marker for other in taken}
-    free = [mark for mark in _SPARE_MARKERS if mark not in used] or [look.marker]
-    return Look(free[0], _SPARE_STROKES[len(taken) % len(_SPARE_STROKES)])
 
 
 def _fixed(method: str) -> int:
@@ -247,13 +231,12 @@ def plain_ticks(
         start, end = axis.get_view_interval()
         room = _ROOM_BEYOND * (end - start)
         getattr(axes, f"set_{which}lim")(max(start, low - room), min(end, high + room))
-    axis.set_major_formatter(
-        FuncFormatter(
-            lambda value, _: (
-                f"{number:,.10g}".replace("-", "−") if low <= (number := round(value, 9)) <= high else ""
-            )
-        )
-    )
+
+    def written(value: float, _: int) -> str:
+        number = round(value, 9)
+        return f"{number:,.10g}".replace("-", "−") if low <= number <= high else ""
+
+    axis.set_major_formatter(FuncFormatter(written))
 
 
 _ROOM_BEYOND = 0.06
@@ -327,21 +310,14 @@ SEED: dict[str, Any] = {
     "linestyle": "none", "marker": ".", "markersize": 2.8, "alpha": 0.55, "markeredgewidth": 0, "zorder": 2.5,
 }  # fmt: skip
 """How a single seed's dot looks beside its mean."""
-UNNAMED_POINT: dict[str, Any] = {"linestyle": "none", "marker": ".", "markersize": 3.0, "markeredgewidth": 0}
-"""What of `unnamed` is otherwise where points have no line."""
-
-
-def unnamed(label: str | None) -> dict[str, Any]:
-    """How a line looks that is not told apart, with what the legend calls it."""
-    return {
-        "color": SOFT_INK,
-        "linewidth": 0.4,
-        "marker": "none",
-        "linestyle": "-",
-        "alpha": 0.5,
-        "zorder": 1,
-        "label": label,
-    }
+UNNAMED: dict[str, Any] = {
+    "color": SOFT_INK, "linewidth": 0.4, "marker": "none", "linestyle": "-", "alpha": 0.5, "zorder": 1,
+}  # fmt: skip
+"""How a line looks that is not told apart."""
+UNNAMED_POINT: dict[str, Any] = UNNAMED | {
+    "linestyle": "none", "marker": ".", "markersize": 3.0, "markeredgewidth": 0,
+}  # fmt: skip
+"""The same of points that have no line."""
 
 
 def legend_below(figure: Figure, axes: Sequence[Axes], width: Width, order: Sequence[str] = ()) -> None:

@@ -96,7 +96,6 @@ def _shortened(entries: Sequence[Entry], most: int) -> list[Entry]:
     if len(entries) < most + _WORTH_A_FOLD:
         return list(entries)
     rest = tuple(entries[most:])
-    fold = Entry(
-        f"and {len(rest)} more", entries=rest, is_open=any(entry.is_open for entry in rest), counted=False
-    )
+    is_open = any(entry.is_open for entry in rest)
+    fold = Entry(f"and {len(rest)} more", entries=rest, is_open=is_open, counted=False)
     return [*entries[:most], fold]

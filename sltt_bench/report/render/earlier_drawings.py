@@ -48,9 +48,8 @@ class EarlierDrawings:
         """Record what lies there now: file → (digest of what is drawn, content). Raises OSError."""
         lines = {file: line for file, line in self.record.items() if (self.folder / file).exists()}
         lines |= {file: [digest, digest_of(content)] for file, (digest, content) in drawings.items()}
-        (self.folder / RECORD).write_text(
-            json.dumps(lines, indent=0, sort_keys=True) + "\n", encoding="utf-8"
-        )
+        text = json.dumps(lines, indent=0, sort_keys=True) + "\n"
+        (self.folder / RECORD).write_text(text, encoding="utf-8")
 
 
 def digest_of(content: bytes) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from sltt_bench.common.printable import printable
-from sltt_bench.report.document import Figure, Report, Table, Width
+from sltt_bench.report.document import Figure, Report, Width
 from sltt_bench.report.plots import style
 from sltt_bench.report.render import html, json_file, latex, markdown
 from sltt_bench.report.render.earlier_drawings import EarlierDrawings, digest_of_drawing
@@ -44,8 +44,10 @@ def write(
     if "json" in formats:
         contents["report.json"] = json_file.render(report).encode()
     if "latex" in formats:
-        for table, conditions in _tables_of(report):
-            contents[f"{LATEX_FOLDER}/{table.name}.tex"] = printable(latex.table(table, conditions)).encode()
+        for section in report.sections:
+            for table in section.tables:
+                text = latex.table(table, ", ".join(section.chips))
+                contents[f"{LATEX_FOLDER}/{table.name}.tex"] = printable(text).encode()
     if "html" in formats:
         svgs, narrow = (
             {name: svg.decode() for (name, *how), (_, svg) in drawings.items() if how == [width, "svg"]}
@@ -80,15 +82,6 @@ def _downloads(written: Iterable[tuple[str, Width, str]]) -> dict[str, list[tupl
 def figures_of(report: Report) -> list[Figure]:
     """Every figure of the report, in order."""
     return list({block.name: block for block in report.blocks if isinstance(block, Figure)}.values())
-
-
-def _tables_of(report: Report) -> list[tuple[Table, str]]:
-    return [
-        (block, ", ".join(section.chips))
-        for section in report.sections
-        for block in section.blocks
-        if isinstance(block, Table)
-    ]
 
 
 def figure_path(name: str, width: Width, kind: str) -> str:

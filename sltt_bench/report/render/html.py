@@ -139,20 +139,8 @@ def inline_svg(svg: str, prefix: str, title: str) -> str:
     return body.replace("<svg ", label, 1)
 
 
-@dataclass(frozen=True)
-class ClaimGauge:
-    """A verdict's scale: where the claim holds, and where the measurement lies, in percent of its width."""
-
-    zone_left: float
-    zone_width: float
-    limit: float
-    value: float
-    low: float
-    high: float
-
-
-def gauge(verdict: Verdict) -> ClaimGauge | None:
-    """The scale of a verdict; None for one without a value."""
+def gauge(verdict: Verdict) -> dict[str, float] | None:
+    """A verdict's scale: where the claim holds, and where the measurement lies, in percent of its width; None without a value."""
     if verdict.value is None or verdict.limit is None:
         return None
     low = verdict.value if verdict.low is None else verdict.low
@@ -161,13 +149,10 @@ def gauge(verdict: Verdict) -> ClaimGauge | None:
     edges = [low, high, verdict.limit, *([0.0] if is_ratio else [])]
     room = (max(edges) - min(edges) or abs(verdict.limit) or 1.0) * 0.25
     left, right = 0.0 if is_ratio else min(edges) - room, max(edges) + room
-
-    def place(value: float) -> float:
-        return round(100 * (value - left) / (right - left), 2)
-
-    limit = place(verdict.limit)
-    zone = (0.0, limit) if verdict.at_most else (limit, 100 - limit)
-    return ClaimGauge(*zone, limit, place(verdict.value), place(low), place(high))
+    marks = {"limit": verdict.limit, "value": verdict.value, "low": low, "high": high}
+    places = {name: round(100 * (mark - left) / (right - left), 2) for name, mark in marks.items()}
+    zone = (0.0, places["limit"]) if verdict.at_most else (places["limit"], 100 - places["limit"])
+    return {**places, "zone_left": zone[0], "zone_width": zone[1]}
 
 
 @cache

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from sltt_bench.report.document import ClaimCard, Figure, MissingFigure, Report, Section, Table, Verdict
+from sltt_bench.report.document import ClaimCard, Figure, MissingFigure, Report, Section, Table
 
 FORMAT_VERSION = 1
 
@@ -17,75 +17,57 @@ def _report(report: Report) -> dict[str, Any]:
     first = Section("first-screen", report.title, report.key_blocks)
     return {
         "format_version": FORMAT_VERSION,
-        "made_by": report.made_by,
-        "title": report.title,
-        "baseline": report.baseline,
-        "sentences": list(report.sentences),
+        **_named(report, "made_by", "title", "baseline", "sentences"),
         "claims": [_card(card) for cards in report.claims.values() for card in cards],
         "sections": [_section(section) for section in (first, *report.sections)],
         "provenance": [
             {
-                "facts": dict(origin.facts),
+                "facts": origin.facts,
                 "commands": [{"command": command, "runs": runs} for command, runs in origin.commands],
             }
             for origin in report.provenance
         ],
-        "not_read": [{"path": path, "reason": reason} for path, reason in report.skipped],
+        "not_read": [_named(skipped, "path", "reason") for skipped in report.skipped],
     }
+
+
+def _named(thing: object, *names: str) -> dict[str, Any]:
+    """What stands in the document under the name that the report has for it."""
+    return {name: getattr(thing, name) for name in names}
 
 
 def _card(card: ClaimCard) -> dict[str, Any]:
     return {
-        "says": card.says,
-        "source": card.source,
-        "of_paper": card.of_paper,
+        **_named(card, "says", "source", "of_paper"),
         "verdict": card.word,
         "answer": card.answer,
-        "verdicts": [_verdict(verdict) for verdict in card.verdicts],
+        "verdicts": [_named(verdict, *_OF_VERDICT) for verdict in card.verdicts],
     }
 
 
-def _verdict(verdict: Verdict) -> dict[str, Any]:
-    names = (
-        "recipe", "word", "statement", "measured", "value", "low", "high", "limit", "at_most", "n", "exact", "figure",
-        "reason", "beside", "command", "estimated",
-    )  # fmt: skip
-    return {
-        **{name: getattr(verdict, name) for name in names},
-        "conditions": list(verdict.conditions),
-        "caveats": list(verdict.caveats),
-        "claim": dict(verdict.claim),
-    }
+_OF_VERDICT = (
+    "recipe", "word", "statement", "measured", "value", "low", "high", "limit", "at_most", "n", "exact", "figure",
+    "reason", "beside", "command", "estimated", "conditions", "caveats", "claim",
+)  # fmt: skip
 
 
 def _section(section: Section) -> dict[str, Any]:
+    figures = [block for block in section.blocks if isinstance(block, Figure)]
+    missing = [block for block in section.blocks if isinstance(block, MissingFigure)]
     return {
-        "name": section.name,
-        "title": section.title,
-        "conditions": list(section.chips),
-        "lead": list(section.lead),
-        "tables": [_table(block) for block in section.blocks if isinstance(block, Table)],
-        "figures": [
-            {"name": block.name, "title": block.title, "caption": block.caption}
-            for block in section.blocks
-            if isinstance(block, Figure)
-        ],
-        "missing": [
-            {"title": block.title, "reason": block.reason, "command": block.command}
-            for block in section.blocks
-            if isinstance(block, MissingFigure)
-        ],
+        **_named(section, "name", "title"),
+        "conditions": section.chips,
+        "lead": section.lead,
+        "tables": [_table(table) for table in section.tables],
+        "figures": [_named(block, "name", "title", "caption") for block in figures],
+        "missing": [_named(block, "title", "reason", "command") for block in missing],
     }
 
 
 def _table(table: Table) -> dict[str, Any]:
     return {
-        "name": table.name,
-        "title": table.title,
+        **_named(table, "name", "title"),
         "columns": [{"heading": heading.text, "unit": heading.unit} for heading in table.headings],
-        "rows": [
-            [{"text": cell.text, "detail": cell.detail, "value": cell.value} for cell in row]
-            for row in table.rows
-        ],
-        "notes": list(table.notes),
+        "rows": [[_named(cell, "text", "detail", "value") for cell in row] for row in table.rows],
+        "notes": table.notes,
     }

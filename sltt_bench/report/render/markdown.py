@@ -51,9 +51,8 @@ def verdict_table(verdicts: Sequence[Verdict]) -> str:
     for verdict in verdicts:
         word = f"**{verdict.word}**" + (" (estimated)" if verdict.estimated else "")
         evidence = f"{verdict.measured} ({verdict.basis})" if verdict.measured else ""
-        evidence = "; ".join(
-            text for text in (evidence, verdict.beside, verdict.reason, *verdict.caveats) if text
-        )
+        parts = (evidence, verdict.beside, verdict.reason, *verdict.caveats)
+        evidence = "; ".join(filter(None, parts))
         command = f" {_code(verdict.command, in_table=True)}" if verdict.command else ""
         rows.append(
             [

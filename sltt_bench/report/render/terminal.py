@@ -21,7 +21,6 @@ _MOST_TABLES = 8
 _MOST_FOLDED = 5
 """Folded sections whose titles stand below the others."""
 _RECORD_INDENT = 2
-Justify = Literal["left", "right"]
 
 _STYLES: dict[Tone, str] = {"plain": "", "good": "green", "bad": "red", "muted": "dim"}
 _WORD_STYLES = {"held": "green", "not held": "bold red"}
@@ -65,25 +64,20 @@ def _print_cards(heading: str, cards: Sequence[ClaimCard], console: Console, *, 
 
 def print_sections(sections: Sequence[Section], console: Console, *, everything: bool = False) -> None:
     """Every section's tables; where they are many and not everything is wanted, the first of each."""
-    tables = sum(isinstance(block, Table) for section in sections for block in section.blocks)
-    short = everything or tables <= _MOST_TABLES
+    short = everything or sum(len(section.tables) for section in sections) <= _MOST_TABLES
     for section in sections:
         _print_section(section, console, everything=short)
     if short:
         return
-    if folded := [section.title for section in sections if section.folded and _tables(section)]:
+    if folded := [section.title for section in sections if section.folded and section.tables]:
         named = first_of(folded, _MOST_FOLDED, between="; ")
         words = f"Not shown here: {counted(len(folded), 'section')}: {named}."
         console.print(f"[dim]{escape(words)}[/dim]", highlight=False)
     console.print("[dim]Every table: sltt-bench report --full; every plot: its files.[/dim]", highlight=False)
 
 
-def _tables(section: Section) -> list[Table]:
-    return [block for block in section.blocks if isinstance(block, Table)]
-
-
 def _print_section(section: Section, console: Console, *, everything: bool) -> None:
-    tables = _tables(section)
+    tables = section.tables
     if not everything:  # of a section whose figure answers, the figure in numbers
         tables = [table for table in tables if not table.secondary] or tables[:1]
     if section.blocks and (not tables or (section.folded and not everything)):
@@ -136,9 +130,8 @@ def _without_constant_columns(table: Table) -> tuple[Table, str]:
             keep.append(place)
             continue
         heading, cell = table.headings[place], table.rows[0][place]
-        words.append(
-            " ".join([heading.text or "verdict", *_with_unit(cell, cell.text, cell.detail, heading.unit)])
-        )
+        shown = _with_unit(cell, cell.text, cell.detail, heading.unit)
+        words.append(" ".join([heading.text or "verdict", *shown]))
     rows = tuple(tuple(row[place] for place in keep) for row in table.rows)
     narrow = replace(table, headings=tuple(table.headings[place] for place in keep), rows=rows)
     return narrow, f"In all rows: {'; '.join(words)}." if words else ""
@@ -180,7 +173,7 @@ def _upright(table: Table, *, tight: bool = False) -> RichTable:
     for heading in table.headings:
         text = heading.text.replace(" ", "\n") if tight else heading.text
         unit = f"\n[dim]{escape(heading.unit)}[/dim]" if heading.unit else ""
-        justify: Justify = "right" if heading.numeric else "left"
+        justify: Literal["left", "right"] = "right" if heading.numeric else "left"
         rich.add_column(escape(text) + unit, justify=justify, no_wrap=True)
     for row in table.rows:
         rich.add_row(*(_markup(cell) for cell in row))

@@ -113,9 +113,8 @@ def _section(name: str, study: Mapping[str, Any], context: Context) -> tuple[Sec
     if not observations:
         return None
     panels = [drawn for panel in study["figure"] if (drawn := _panel(panel, observations)).lines]
-    points = [
-        _row(name, panel, line, place) for panel in panels for line in panel.lines for place in line.points
-    ]
+    lines = [(panel, line) for panel in panels for line in panel.lines]
+    points = [_row(name, panel, line, place) for panel, line in lines for place in line.points]
     slug, question = name.replace("/", "-"), str(study["question"])
     blocks: tuple[Block, ...] = ()
     if panels:
@@ -202,15 +201,8 @@ def _beside_runs(cells: pd.DataFrame, results: Results) -> Iterator[Observation]
                 for measure, column in columns.items():
                     if pd.notna(value := row[column]):
                         found = Observation(measure, float(value), point, {**about, **when, **where})
-                        place = (
-                            measure,
-                            point,
-                            cell["method"],
-                            cell["seed"],
-                            found.epoch,
-                            found.about.get("layer"),
-                        )
-                        newest[place] = found
+                        layer = found.about.get("layer")
+                        newest[measure, point, cell["method"], cell["seed"], found.epoch, layer] = found
     yield from newest.values()
 
 
@@ -318,14 +310,12 @@ def _answer(cards: Sequence[ClaimCard]) -> str:
 
 
 def _basis(panels: Sequence[Drawn], groups: Sequence[Group], cells: pd.DataFrame) -> str:
-    counts = sorted(set.union(*(panel.counts for panel in panels)))
-    n = f"n = {counts[0]}" + (f" to {counts[-1]}" if len(counts) > 1 else "")
+    n = numbers.seeds(set.union(*(panel.counts for panel in panels)))
     key = groups[0].key if groups else None
-    conditions = (
-        [key.hardware, f"backend {key.backend}"] if key else sorted(set(cells["device_name"].astype(str)))
-    )
+    devices = sorted(set(cells["device_name"].astype(str)))
+    conditions = [key.hardware, f"backend {key.backend}"] if key else devices
     conditions += [*_rules(groups), *["smoke run"] * bool(cells["smoke"].astype(bool).all())]
-    return f"{n} {'seed' if counts == [1] else 'seeds'} a point; {', '.join(conditions)}."
+    return f"{n} a point; {', '.join(conditions)}."
 
 
 def _rules(groups: Sequence[Group]) -> list[str]:

@@ -34,7 +34,7 @@ def target_sections(groups: Sequence[Group]) -> Iterator[Section]:
 
 def _profile_sections(own: Sequence[Profile]) -> Iterator[Section]:
     for number, profile in enumerate(own):
-        name = f"profile-{'tuned' if profile.tuned else 'untuned'}-{number + 1}"
+        name = f"profile-{'tuned' if profile.key.tuned else 'untuned'}-{number + 1}"
         figures = (_profile_figure(profile, name),) if profile.reached else ()
         blocks = (*figures, _profile_table(profile, name))
         siblings = [other for other in own if other.title == profile.title]
@@ -56,18 +56,16 @@ def _target_table(group: Group, ways: Sequence[ToTarget], name: str) -> Table:
     if all(way.joules for way in ways):
         joules = scale_for("J", [median(way.joules) for way in ways])
         columns.append((Heading("energy"), lambda way: _until(median(way.joules), joules.text)))
+    doubts = []
+    for way in ways:
+        doubts += [f"{text}." for text in group.breaches_of("epoch_s", [way.method])]
+        if used := way.used_by_others:
+            doubts.append(f"{way.method}: until the target other programs used {used:.0%} of the processors.")
     notes = [
         f"Target: test accuracy of {numbers.percent(target_of(group) or 0, 0)} %, which the recipe states. Median over seeds of "
         "what training takes until the first epoch that reaches it. A seed that misses the target counts as infinite, and so "
         "does the median of a method if half of its seeds miss it.",
-        *numbers.shared_notes(
-            (
-                f"{text}."
-                for way in ways
-                for text in (*group.breaches_of("epoch_s", [way.method]), *_others(way))
-            ),
-            [way.method for way in ways],
-        ),
+        *numbers.shared_notes(doubts, [way.method for way in ways]),
     ]
     shown = {way.method for way in ways}
     notes += [
@@ -77,11 +75,6 @@ def _target_table(group: Group, ways: Sequence[ToTarget], name: str) -> Table:
     ]
     title = f"Training until the target, {group.key.tuning}"
     return table_of(f"{name}-table", title, columns, ways, notes, secondary=True)
-
-
-def _others(way: ToTarget) -> Iterator[str]:
-    if way.used_by_others:
-        yield f"{way.method}: until the target other programs used {way.used_by_others:.0%} of the processors"
 
 
 def _reached_cell(way: ToTarget) -> TableCell:

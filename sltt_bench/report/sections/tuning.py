@@ -198,9 +198,8 @@ def _loss(tuned: Group, groups: Sequence[Group], name: str) -> Block:
         _order_note(gained),
     ]
     if n := {gain.difference.n for gain in gained if gain.difference}:
-        notes.append(
-            f"[ ]: 95 % t interval over {'–'.join(map(str, sorted({min(n), max(n)})))} seeds that both sides share."
-        )
+        seeds = "–".join(map(str, sorted({min(n), max(n)})))
+        notes.append(f"[ ]: 95 % t interval over {seeds} seeds that both sides share.")
     return table_of(name, title, columns, gained, notes)
 
 

@@ -122,10 +122,8 @@ def find_families(context: Context) -> list[EstimateFamily]:
     rows = rows.astype({"timesteps": int, "batch_size": int})
     cells = results.cells[results.cells["kind"] == "estimate"]
     ok, failed = cells[cells["status"] == "ok"], cells[cells["status"] != "ok"]
-    recipes = [
-        results.runs[int(run)].recipe_of(str(cell_id))
-        for run, cell_id in zip(ok["run"], ok["cell_id"], strict=True)
-    ]
+    each = zip(ok["run"], ok["cell_id"], strict=True)
+    recipes = [results.runs[int(run)].recipe_of(str(cell_id)) for run, cell_id in each]
     resolved = pd.Series(recipes, ok.index, dtype=object)
     ok = ok.assign(resolved=resolved, settings=list(map(_settings, recipes, ok["backend"])))
     families = []
@@ -135,9 +133,7 @@ def find_families(context: Context) -> list[EstimateFamily]:
         newest = own.drop_duplicates(["timesteps", "batch_size", "method"], keep="last")
         if newest.empty:
             continue
-        lost = failed[
-            (failed["recipe"] == recipe) & (failed["smoke"] == smoke) & (failed["backend"] == backend)
-        ]
+        alike = (failed["recipe"] == recipe) & (failed["smoke"] == smoke) & (failed["backend"] == backend)
         # Each claim once, in the words of the newest.
         claims = {asks(claim): claim for read in members["resolved"] for claim in read.get("claims") or ()}
         families.append(
@@ -150,7 +146,7 @@ def find_families(context: Context) -> list[EstimateFamily]:
                 claims=tuple(claims.values()),
                 smoke=bool(smoke),
                 again=len(own) - len(newest),
-                failures=tuple(_failures(lost)),
+                failures=tuple(_failures(failed[alike])),
             )
         )
     return sorted(

@@ -27,9 +27,8 @@ _MEASURED_MARKS = {"peak_tensor_bytes": "o", "peak_allocated_bytes": "D"}
 def figures(family: EstimateFamily, name: str) -> list[Figure]:
     """Peaks against T and batch size with what was measured, and the causes of the peak."""
     steps, batch = family.home
-    causes = (
-        f"What the peak of live tensors consists of at T = {steps}, batch {batch}: {_conditions(family)}."
-    )
+    place = f"T = {steps}, batch {batch}"
+    causes = f"What the peak of live tensors consists of at {place}: {_conditions(family)}."
     drawn = [Figure(f"{name}-causes", "What takes the memory", causes, draw_bars, lambda: [_causes(family)])]
     if panels := [panel for field in _OTHER if (panel := _against(family, field))]:
         title, caption = "Estimated peak memory", _peaks_caption(family)
@@ -116,11 +115,9 @@ def _against(family: EstimateFamily, field: str) -> Panel | None:
         return None
     values, scale = peaks.index.tolist(), _scale(peaks)
     held = f"batch {family.home.batch_size}" if field == "timesteps" else f"T = {family.home.timesteps}"
+    lines = {name: (peaks[name] / scale.factor).tolist() for name in family.methods}
     estimated = [
-        Line(
-            name, values, (peaks[name] / scale.factor).tolist(), method=name, stroke="dashed", marks="hollow"
-        )
-        for name in family.methods
+        Line(name, values, ys, method=name, stroke="dashed", marks="hollow") for name, ys in lines.items()
     ]
     return Panel(
         f"Peak of live tensors, estimated ({held})",
@@ -139,10 +136,8 @@ def _measured(family: EstimateFamily, field: str, factor: float) -> Iterator[Lin
     for figure in MEASURED:
         of_figure, marker = rows[rows["figure"] == figure], _MEASURED_MARKS[figure]
         for method, own in of_figure.groupby("method"):
-            ys = (own["bytes"].astype(float) / factor).tolist()
-            yield Line(
-                "", own[field].tolist(), ys, method=str(method), stroke="none", marker=marker, size=(0.0, 3.2)
-            )
+            xs, ys = own[field].tolist(), (own["bytes"].astype(float) / factor).tolist()
+            yield Line("", xs, ys, method=str(method), stroke="none", marker=marker, size=(0.0, 3.2))
         if len(of_figure):
             yield Line(f"measured: {METRICS[figure].label}", stroke="none", marker=marker, soft=True)
 

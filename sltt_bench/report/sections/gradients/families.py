@@ -97,10 +97,6 @@ class GradientFamily:
         """The values that a field of the grid took."""
         return sorted(self.gradients[field].unique())
 
-    def accuracy_at(self, row: Mapping[Any, Any]) -> float | None:
-        """Test top-1 at a row's point and epoch, where it was evaluated."""
-        return self.accuracy.get(tuple(row[field] for field in MOMENT))
-
     @property
     def lowest_layer(self) -> str | None:
         """The layer with the lowest cosine, on average over the grid; None if no layer has any."""
@@ -113,12 +109,8 @@ def find_families(results: Results) -> list[GradientFamily]:
     cells = results.cells[results.cells["kind"] == "analysis"]
     if cells.empty:
         return []
-    cells = cells.assign(
-        held_fixed=[
-            _held_fixed(results.runs[int(run)], str(cell_id))
-            for run, cell_id in zip(cells["run"], cells["cell_id"], strict=True)
-        ]
-    )
+    each = zip(cells["run"], cells["cell_id"], strict=True)
+    cells = cells.assign(held_fixed=[_held_fixed(results.runs[int(run)], str(cell)) for run, cell in each])
     family = ["recipe", "method", "device_name", "precision", "batch_size", "synthetic", "smoke"]
     tables = {file: rows_of(results, file) for file in FILES} | {EPOCHS_FILE: results.epochs}
     families = []

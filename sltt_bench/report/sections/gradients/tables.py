@@ -1,6 +1,7 @@
 """Tables of a family of analyses."""
 
 from collections.abc import Callable, Iterator
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import numpy as np
 from sltt_bench.common.format import significant
 from sltt_bench.report.document import Column, Heading, Table, TableCell, table_of
 from sltt_bench.report.sections.cells import EMPTY, percent_cell
-from sltt_bench.report.sections.gradients.families import POINT, GradientFamily
+from sltt_bench.report.sections.gradients.families import MOMENT, POINT, GradientFamily
 from sltt_bench.report.sections.gradients.words import COSINE, WORDS, cosine_text
 
 _ROUNDING = 1e-6
@@ -53,7 +54,8 @@ def _columns_of_points(family: GradientFamily) -> list[Column[Any]]:
         _LOWEST_LAYER,
     ]
     if family.accuracy:
-        columns.append((Heading("test top-1", "%"), lambda row: percent_cell(family.accuracy_at(row))))
+        top1, moment = family.accuracy, itemgetter(*MOMENT)
+        columns.append((Heading("test top-1", "%"), lambda row: percent_cell(top1.get(moment(row)))))
     return columns
 
 
@@ -97,13 +99,8 @@ def rules_table(family: GradientFamily, name: str) -> Table:
         f"{family.when[0].upper()}{family.when[1:]}; mean over {family.mean_over}"
         f", ± standard deviation over batches. Empty where a gradient was 0."
     )
-    return table_of(
-        f"{name}-rules",
-        "Each rule's gradient beside BPTT's",
-        [*_rule_columns(family), _LOWEST_LAYER],
-        network.to_dict("records"),
-        [note],
-    )
+    columns, title = [*_rule_columns(family), _LOWEST_LAYER], "Each rule's gradient beside BPTT's"
+    return table_of(f"{name}-rules", title, columns, network.to_dict("records"), [note])
 
 
 def rules_by_layer(family: GradientFamily, name: str) -> Table:

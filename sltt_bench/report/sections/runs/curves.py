@@ -76,10 +76,8 @@ def _curve(group: Group, result: MethodResult) -> Curve | None:
     columns = (rows[name].tolist() for name in ("run", "cell_id", "seed", "epoch", "test_top1", "train_s"))
     cells: dict[tuple[str, str, float], dict[float, tuple[float, float]]] = {}
     for run, cell_id, seed, epoch, top1, seconds in zip(*columns, strict=True):
-        cells.setdefault((str(run), str(cell_id), float(seed)), {})[float(epoch)] = (
-            float(top1),
-            float(seconds),
-        )
+        of_cell = cells.setdefault((str(run), str(cell_id), float(seed)), {})
+        of_cell[float(epoch)] = float(top1), float(seconds)
     order = sorted(cells)
     every = np.array([[cells[cell].get(epoch, (np.nan, np.nan)) for epoch in epochs] for cell in order])
     is_whole = ~np.isnan(every[:, :, 0]).any(axis=1)  # without the time of some epoch it has a curve by epoch
@@ -130,14 +128,8 @@ def curve_panels(
         above = [curve for curve in shown if not curve.at_chance]
         taken = {curve.method: [curve.time_to(level) / scale.factor for level in wanted] for curve in above}
         lines = tuple(Line(name, 100 * wanted, ys, method=name, marks="none") for name, ys in taken.items())
-        panels.append(
-            Panel(
-                "Time to an accuracy",
-                Axis("test top-1 reached [%]", within=PERCENT),
-                _of_seeds(time, shown),
-                lines,
-            )
-        )
+        across = Axis("test top-1 reached [%]", within=PERCENT)
+        panels.append(Panel("Time to an accuracy", across, _of_seeds(time, shown), lines))
     return panels
 
 

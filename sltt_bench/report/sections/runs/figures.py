@@ -66,12 +66,8 @@ def group_figures(group: Group, name: str, context: Context) -> list[Figure]:
 
 def in_a_sweep(groups: Sequence[Group]) -> list[Group]:
     """The groups with overrides that the plots across groups show, so that they need none of their own."""
-    shown = {
-        id(group)
-        for sweep in find_sweeps(groups)
-        if len(sweep.groups) > 2 and sweep.metrics
-        for group in sweep.groups.values()
-    }
+    sweeps = (sweep for sweep in find_sweeps(groups) if len(sweep.groups) > 2 and sweep.metrics)
+    shown = {id(group) for sweep in sweeps for group in sweep.groups.values()}
     return [group for group in groups if group.overrides and id(group) in shown]
 
 
@@ -267,9 +263,8 @@ def _accuracy(group: Group, name: str, shown: list[Curve]) -> Figure:
     timed = len(timed_accuracies(shown, floor)) > 0
     texts += ["A curve of time to an accuracy ends where some seed never reaches it."] * timed
     if floor is not None:
-        texts.append(
-            f"Accuracies up to {numbers.percent(floor)} % count as chance; no time to them is given."
-        )
+        lowest = numbers.percent(floor)
+        texts.append(f"Accuracies up to {lowest} % count as chance; no time to them is given.")
     texts += [f"At chance: {numbers.first_of(chance)}."] if chance else []
     caption = " ".join([*texts, _basis(group)])
     content = partial(curve_panels, shown, floor, target, scale)
@@ -308,9 +303,7 @@ def _timeline(group: Group, name: str, samples: Mapping[str, pd.DataFrame]) -> F
 
 def _basis(group: Group) -> str:
     """Sample counts and hardware, as captions end."""
-    lost = [
-        result.method for result in group.methods.values() if result.out_of_memory and not result.finished
-    ]
+    lost = [r.method for r in group.methods.values() if r.out_of_memory and not r.finished]
     failed = f"; {numbers.listed(lost)}: out of memory" if lost else ""
     return f"{_survivors([group])}{_counts([group])}{failed}; {', '.join(group.key.conditions())}."
 

@@ -46,7 +46,7 @@ def axis_of(metric: str, phase: Phase, scale: Scale, stats: Iterable[Stat]) -> A
 
 def scale_of(metric: str, stats: Iterable[Stat]) -> Scale:
     """The unit in which the means of a figure are drawn."""
-    return numbers.scale_of_metric(metric, [stat.mean for stat in stats])
+    return scale_for(METRICS[metric].unit, [stat.mean for stat in stats])
 
 
 def mean_line(method: str, metric: str, groups: Mapping[float, Group], factor: float) -> Line:

@@ -100,11 +100,8 @@ _OTHERS_NAMED = 5
 def _key_figure(groups: Sequence[Group]) -> Figure | None:
     """Memory against T where it was measured."""
     recipes = dict.fromkeys(group.key.recipe for group in groups)
-    figures = (
-        figure
-        for recipe in recipes
-        for figure in sweep_figures(recipe, [group for group in groups if group.key.recipe == recipe])
-    )
+    named = ((recipe, [group for group in groups if group.key.recipe == recipe]) for recipe in recipes)
+    figures = (figure for recipe, own in named for figure in sweep_figures(recipe, own))
     return next((figure for figure in figures if figure.name.endswith("-sweep-timesteps")), None)
 
 

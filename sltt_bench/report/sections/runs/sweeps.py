@@ -29,9 +29,7 @@ class Sweep:
     @property
     def methods(self) -> list[str]:
         """Every method of some group, in the usual order."""
-        return sorted(
-            {method for group in self.groups.values() for method in group.methods}, key=method_order
-        )
+        return sorted({name for group in self.groups.values() for name in group.methods}, key=method_order)
 
     @property
     def metrics(self) -> list[str]:
@@ -117,6 +115,7 @@ def sweep_panels(sweep: Sweep, title: str = "", beside: Sequence[Sweep] = ()) ->
     all of these, which have one unit."""
     # Where times are drawn, they are from the same epochs in all groups.
     phase = next(group.phase for group in sweep.groups.values() if group.finished)
+    remarks = tuple(f"{method}: out of memory at {value:g}" for method, value in sweep.lost.items())
     for number, metric in enumerate(sweep.metrics):
         stats = {name: sweep.stats(name, metric) for name in sweep.methods}
         shown = [other.stats(name, metric) for other in beside or (sweep,) for name in other.methods]
@@ -135,7 +134,5 @@ def sweep_panels(sweep: Sweep, title: str = "", beside: Sequence[Sweep] = ()) ->
             axis_of(metric, phase, scale, [stat for line in stats.values() for stat in line.values()]),
             tuple(lines),
             rings=tuple(rings),
-            remarks=()
-            if number
-            else tuple(f"{n}: out of memory at {value:g}" for n, value in sweep.lost.items()),
+            remarks=remarks if number == 0 else (),
         )

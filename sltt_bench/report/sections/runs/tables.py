@@ -43,9 +43,8 @@ def overview(group: Group, baseline: str, *, brief: bool = False) -> Table:
     notes = [*doubts, *_remarks(group, best_epoch=not brief), *_ratio_notes(group, baseline, compared)]
     if not brief and has_accuracy and group.pareto_front and group.accuracy_resolution:
         sample = significant(100 * group.accuracy_resolution, 2)
-        notes.append(
-            f"Pareto: accuracies within one test sample ({counted(sample, 'point')}) count as equal."
-        )
+        within = f"within one test sample ({counted(sample, 'point')})"
+        notes.append(f"Pareto: accuracies {within} count as equal.")
     if not brief and (scatter := _scatter_over_samples(group)):
         notes.append(
             f"Accuracies: ± and [ ] are over seeds, all on the same {round(1 / group.accuracy_resolution):,} test samples; other samples "
@@ -112,18 +111,9 @@ def _figure_notes(group: Group) -> Iterator[str]:
 
 
 _FIGURES = (
-    *MEMORY_FIGURES,
-    "epoch_s",
-    "data_wait_s",
-    "eval_s",
-    "samples_per_s",
-    "energy_j",
-    "gpu_util",
-    "backward_passes",
-    "firing_rate",
-    "wall_s",
-    "parameters",
-)
+    *MEMORY_FIGURES, "epoch_s", "data_wait_s", "eval_s", "samples_per_s", "energy_j", "gpu_util", "backward_passes",
+    "firing_rate", "wall_s", "parameters",
+)  # fmt: skip
 
 
 def inference_costs(group: Group) -> Table | None:
@@ -175,7 +165,7 @@ def _value_column(group: Group, metric: str, label: str, baseline: str | None = 
         for result in group.finished
         if (whole := result.stat(metric)) is not None
     }
-    scale = numbers.scale_of_metric(metric, [stat.mean for stat in stats.values()])
+    scale = scale_for(METRICS[metric].unit, [stat.mean for stat in stats.values()])
 
     def cell(result: MethodResult) -> TableCell:
         stat = stats.get(result.method)
@@ -317,16 +307,11 @@ def _ratio_notes(group: Group, baseline: str, metrics: Sequence[str]) -> list[st
     for result, metric in product(group.finished, metrics):
         if result.method not in compared:  # what stands beside no ratio is to be known all the same
             beside += [_sentence(text, group) for text in group.breaches_of(metric, (result.method,))]
-    notes = [
-        f"{', '.join(methods)}: not comparable with {baseline}: {reason}."
-        for reason, methods in refused.items()
-    ]
+    notes = [f"{', '.join(names)}: not comparable with {baseline}: {why}." for why, names in refused.items()]
     if baseline not in group.methods:
         notes = [f"No ratios: this group has no run of {baseline}."]
-    repeated = any(
-        (stat := result.stat(metric)) and stat.n > 1 for result, metric in product(group.finished, metrics)
-    )
-    spread_notes = _spread_notes(estimates, repeated=repeated)
+    stats = (result.stat(metric) for result, metric in product(group.finished, metrics))
+    spread_notes = _spread_notes(estimates, repeated=any(stat and stat.n > 1 for stat in stats))
     return [*notes, *numbers.shared_notes(beside, list(group.methods)), *spread_notes]
 
 
@@ -360,10 +345,8 @@ def _sentence(text: str, group: Group) -> str:
 
 
 def _mean_text(metric: str, values: Values) -> str:
-    mean = stat_of(metric, [*values.values()]).mean
-    if METRICS[metric].unit == "accuracy":
-        return f"{numbers.percent(mean)} %"
-    return numbers.scale_of_metric(metric, [mean]).text(mean)
+    mean, unit = stat_of(metric, [*values.values()]).mean, METRICS[metric].unit
+    return numbers.in_scale(scale_for(unit, [mean]), unit)(mean)
 
 
 def _spread_notes(estimates: Sequence[PairedEstimate], *, repeated: bool) -> list[str]:
