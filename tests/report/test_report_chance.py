@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from result_builder import HandmadeRun
+from result_builder import RECIPE, HandmadeRun, varied
 
 from sltt_bench.data import DATASETS
-from sltt_bench.report.chance import ABOVE_CHANCE, accuracy_floor
+from sltt_bench.report.chance import accuracy_floor
 from sltt_bench.report.grouping import make_groups
 from sltt_bench.report.sections.runs.tables import overview
 from sltt_bench.results.reader import read_results
@@ -23,19 +23,30 @@ def test_every_data_set_has_a_floor_without_more_than_its_name(name: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("data", "classes"),
+    ("data", "floor"),
     [
-        ({"name": "vowels"}, 9),
-        ({"name": "fashion-mnist"}, 10),
-        ({"name": "ssc"}, 35),
-        ({"name": "n-caltech101"}, 101),
-        ({"name": "delayed-recall", "symbols": 8}, 8),
-        ({"name": "arrays", "num_classes": 3}, 3),
-        ({"name": "image-folder", "num_classes": 200}, 200),
+        ({"name": "image-folder", "num_classes": 200}, 0.0075),
+        ({"name": "n-caltech101"}, 1.5 / 101),
+        ({"name": "ssc"}, 1.5 / 35),
+        ({"name": "fashion-mnist"}, 0.15),
+        ({"name": "vowels"}, 1 / 9 + 8 / 9 / 18),
+        ({"name": "delayed-recall", "symbols": 4}, 1 / 4 + 3 / 4 / 18),
+        ({"name": "arrays", "num_classes": 2}, 1 / 2 + 1 / 2 / 18),
+        ({"name": "arrays", "num_classes": 1}, 1.0),
     ],
 )
-def test_the_floor_is_a_stated_multiple_of_guessing(data: dict[str, Any], classes: int) -> None:
-    assert accuracy_floor(data) == pytest.approx(ABOVE_CHANCE / classes)
+def test_the_floor_is_a_multiple_of_guessing_and_of_few_classes_a_share_of_what_it_misses(
+    data: dict[str, Any], floor: float
+) -> None:
+    assert accuracy_floor(data) == pytest.approx(floor)
+
+
+def test_seventy_percent_of_two_classes_are_not_chance(tmp_path: Path) -> None:
+    run = HandmadeRun(tmp_path, recipe=varied(RECIPE, data={"name": "arrays", "num_classes": 2}))
+    run.cell("bptt", top1=(0.5, 0.5, 0.52))
+    run.cell("sltt", top1=(0.5, 0.6, 0.7))
+    (group,) = make_groups(read_results([tmp_path]))
+    assert (group.at_chance("bptt"), group.at_chance("sltt")) == (True, False)
 
 
 @pytest.mark.parametrize(

@@ -265,6 +265,22 @@ def test_a_ratio_uses_the_seeds_that_both_methods_finished(tmp_path: Path) -> No
     assert "Only 2 of 3 seeds finished on both sides." in overview(group, "bptt").notes
 
 
+def test_the_best_epoch_is_of_the_seeds_that_the_last_one_beside_it_is_of(tmp_path: Path) -> None:
+    """A third seed that bptt lacks has half of the others' accuracy: the best epoch's mean would lie below the last one's."""
+    run = HandmadeRun(tmp_path / "run")
+    for method, lasts in (("bptt", (0.9, 0.9)), ("sltt", (0.8, 0.8, 0.4))):
+        for seed, last in enumerate(lasts):
+            run.cell(method, seed, top1=[0.1, 0.2, last])
+    (group,) = read_groups(tmp_path)
+    last, best = (
+        [heading.text for heading in overview(group, "bptt").headings].index(text)
+        for text in ("top-1, last epoch", "best epoch")
+    )
+    assert [(row[last].text, row[best].text) for row in overview(group, "bptt").rows] == [
+        ("90.00", "90.00"), ("80.00", "80.00"),
+    ]  # fmt: skip
+
+
 def test_what_is_to_know_of_several_methods_alike_is_said_once_with_their_names_as_they_are(
     tmp_path: Path,
 ) -> None:

@@ -28,7 +28,8 @@ def overview(group: Group, baseline: str, *, brief: bool = False) -> Table:
     if has_accuracy := measured(group, "last_test_top1"):
         columns += _with_comparison(group, "last_test_top1", "top-1, last epoch", baseline)
         if not brief:
-            columns.append(_value_column(group, "best_test_top1", "best epoch"))
+            beside = baseline if _can_compare(group, baseline) else None
+            columns.append(_value_column(group, "best_test_top1", "best epoch", beside))
     columns += _with_comparison(group, "epoch_s", f"{group.phase} epoch", baseline)
     if memory:
         columns += _with_comparison(group, memory, METRICS[memory].label, baseline)
