@@ -203,6 +203,11 @@ def test_a_submission_is_cancelled_killed_out_of_time_and_completed(
     assert "left no row, and Slurm says FAILED" in states(folder)[killed][1]
     (jobs / f"hold-{killed}").unlink()
 
+    jobs_of = slurm.Submission.read(folder).jobs
+    scripts = [path.read_text() for path in (folder / slurm.STATE_FOLDER / slurm.JOBS_FOLDER).glob("*.sh")]
+    assert all("#SBATCH --signal=USR2@58" in script for script in scripts)
+    if cells == 3:  # as Slurm does when it next looks at the time limits, twice a minute
+        slurm_cluster.answer("scancel", "--signal=USR2", jobs_of[identity[out_of_time]])
     wait_until(lambda: "killed" in rows(folder, out_of_time).status.tolist())
     (jobs / f"hold-{out_of_time}").unlink()
     wait_until(lambda: {state for state, _ in states(folder).values()} <= {"done", "cancelled", "failed"})
