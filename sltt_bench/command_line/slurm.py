@@ -9,10 +9,13 @@ run by the cell, as `--resume` does, and goes on from the checkpoint. The submis
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -191,6 +194,11 @@ class Submission:
         remove_unfinished(path.parent)
         write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
 
+    def withdraw(self) -> None:
+        """Remove the folder of a submission of which Slurm took no job."""
+        shutil.rmtree(self.folder / STATE_FOLDER)
+        self.folder.rmdir()
+
     def runs(self) -> dict[str, Path]:
         """Returns cell_id → run folder of its job, for the jobs that have begun."""
         plans = {path: read_provenance(path).get("plan") for path in sorted(self.folder.glob("*/*/"))}
@@ -234,7 +242,15 @@ def submit(
             submission.folder / STATE_FOLDER / JOBS_FOLDER, max_num_timeout=resources.requeues
         )
         executor.update_parameters(**_sbatch_options(resources, before))
-        jobs = _hand_over(executor, [CellJob(cell.to_dict(), *where) for cell in array])
+        try:
+            jobs = _hand_over(executor, [CellJob(cell.to_dict(), *where) for cell in array])
+        except SlurmError as refused:
+            if not submission.jobs:
+                submission.withdraw()
+                raise
+            raise SlurmError(
+                f"{refused}; other jobs of {submission.folder} are submitted, and --resume completes them once that is mended"
+            ) from None
         submission.cells = cells
         submission.jobs |= {cell.cell_id: job for cell, job in zip(array, jobs, strict=True)}
         submission.cancelled = [cell_id for cell_id in submission.cancelled if cell_id not in submission.jobs]
@@ -294,8 +310,19 @@ def _hand_over(executor: Any, jobs: Sequence[CellJob]) -> list[str]:
             submitted = [executor.submit(job) for job in jobs]
     except (FailedJobError, subprocess.CalledProcessError) as error:
         words = " ".join(str(getattr(error, "stderr", None) or error).split())
-        raise SlurmError(f"Slurm refused the jobs: {words}") from None
+        raise SlurmError(f"Slurm refused the jobs: {words}{_beyond_an_array(len(jobs))}") from None
     return [job.job_id for job in submitted]
+
+
+def _beyond_an_array(jobs: int) -> str:
+    """Returns that an array of so many jobs has more than this cluster allows, and the remedy; else ""."""
+    configuration = ""
+    with suppress(SlurmError):
+        configuration = _slurm("scontrol", "show", "config")
+    limit = re.search(r"^MaxArraySize\s*=\s*(\d+)", configuration, re.MULTILINE)
+    if limit is None or jobs <= int(limit[1]):
+        return ""
+    return f": an array has {limit[1]} jobs at most here (MaxArraySize), not {jobs}; submit them in parts, by --seed or --method"
 
 
 # What became of them ----------------------------------------------------------------------------

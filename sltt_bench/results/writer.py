@@ -102,6 +102,14 @@ class RunFolder:
         write_atomically(path, _json(cell))
         return path
 
+    def keeps_checkpoint(self, cell_id: str) -> bool:
+        """Whether the command that tried a cell last was told to keep its checkpoint; True where no file says otherwise."""
+        try:
+            cell = json.loads((self.path / CELLS_FOLDER / f"{cell_id}.json").read_bytes())
+            return cell["recipe"]["train"]["keep_checkpoint"] is not False
+        except (OSError, ValueError, KeyError, TypeError):
+            return True
+
     def write_provenance(self, provenance: Mapping[str, Any], changed: str | None = None) -> None:
         """Replace provenance.json as a whole; it grows as cells report what they ran on.
 

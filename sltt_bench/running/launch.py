@@ -214,6 +214,7 @@ def _be_rank() -> None:
     with suppress(PermissionError):
         os.setsid()
     threading.Thread(target=_end_with, args=(int(os.environ[AGENT]),), daemon=True).start()
+    worker.wake_as_parent_ends()
     keep_sockets_in(os.environ[SOCKETS] or None)
     rank, job = int(os.environ["RANK"]), json.loads(os.environ[JOB])
     try:

@@ -260,9 +260,16 @@ class _RunRecord:
             self.folder.append(CELLS_FILE, cell_row(cell, outcome, self.epochs(cell)))
 
     def drop_checkpoint(self, cell: Cell) -> None:
-        """A finished cell needs it no more: its row, which came first, says so."""
-        if not cell.recipe.train.keep_checkpoint:
-            self.folder.checkpoint_path(cell.cell_id).unlink(missing_ok=True)
+        """A finished cell needs it no more: its row, which came first, says so. It stays where this command or the one that
+        tried the cell last was told to keep it.
+        """
+        path = self.folder.checkpoint_path(cell.cell_id)
+        if (
+            path.exists()
+            and not cell.recipe.train.keep_checkpoint
+            and not self.folder.keeps_checkpoint(cell.cell_id)
+        ):
+            path.unlink()
 
     def epochs(self, cell: Cell) -> dict[int, dict[str, str]]:
         """Epoch → the cell's row; a later attempt's row stands for an earlier one's."""

@@ -5,6 +5,7 @@ on its original standard output; everything that is printed goes to standard err
 keeps as a log. It writes no results: only checkpoints.
 """
 
+import ctypes
 import gc
 import io
 import json
@@ -150,6 +151,7 @@ def main() -> None:
     """Work on the jobs given on standard input until an empty one; exit code 1 if a cell failed."""
     # Slurm sends it to all of a job; our runner is who is meant.
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    wake_as_parent_ends()
     # What torch compiles is for later cells too, and stays when a cell's own temporary folder goes.
     compiled = os.path.join(tempfile.gettempdir(), f"torchinductor_{os.getuid()}")
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", compiled)
@@ -158,6 +160,16 @@ def main() -> None:
     for job in iter(_jobs().get, {}):
         failed |= not work(job, events)
     sys.exit(int(failed))
+
+
+def wake_as_parent_ends() -> None:
+    """Let this process run on as its parent ends (Linux): one that somebody stopped would not see that end, and never its own."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
+
+
+_PR_SET_PDEATHSIG = 1
+"""From linux/prctl.h."""
 
 
 def take_standard_output() -> IO[str]:

@@ -203,6 +203,11 @@ def test_a_submission_is_cancelled_killed_out_of_time_and_completed(
     assert "left no row, and Slurm says FAILED" in states(folder)[killed][1]
     (jobs / f"hold-{killed}").unlink()
 
+    jobs_of = slurm.Submission.read(folder).jobs
+    scripts = [path.read_text() for path in (folder / slurm.STATE_FOLDER / slurm.JOBS_FOLDER).glob("*.sh")]
+    assert all("#SBATCH --signal=USR2@58" in script for script in scripts)
+    if cells == 3:  # as Slurm does when it next looks at the time limits, twice a minute
+        slurm_cluster.answer("scancel", "--signal=USR2", jobs_of[identity[out_of_time]])
     wait_until(lambda: "killed" in rows(folder, out_of_time).status.tolist())
     (jobs / f"hold-{out_of_time}").unlink()
     wait_until(lambda: {state for state, _ in states(folder).values()} <= {"done", "cancelled", "failed"})
@@ -350,6 +355,41 @@ def test_each_node_of_a_cell_has_its_share_of_the_processes(
     slurm.CellJob(cell, "out", "data", (), None, neighbours=0)()
     (place,) = given["places"]
     assert (place.device, len(place.further_devices), place.threads) == (first, 3, 4)
+
+
+@pytest.mark.parametrize("accepted", [0, 1])
+def test_a_refused_array_is_told_with_its_remedy_and_leaves_nothing_but_what_was_accepted(
+    accepted: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first stage of two is an array of its own, which this cluster may accept before it refuses the second."""
+    refusal = "echo sbatch: error: Invalid job array specification >&2; exit 1"
+    arrays = (
+        f"if [ -e {tmp_path}/full ]; then {refusal}; fi; touch {tmp_path}/full; echo Submitted batch job 7"
+    )
+    for name, script in {
+        "sbatch": arrays if accepted else refusal,
+        "scontrol": "echo 'MaxArraySize            = 2'",
+        "srun": "",
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    (tmp_path / "first.yaml").write_text("extends: digits\ntrain: {keep_checkpoint: true}\nsmoke: {}\n")
+    (tmp_path / "second.yaml").write_text("extends: first\ntimesteps: 3\ninit_from: first\n")
+    recipe = str(tmp_path / "second.yaml") if accepted else "digits"
+    out = tmp_path / "out"
+    code, output = call(
+        "submit", recipe, "--device", "cpu", "--method", "sltt", "--seed", "0,1,2", "--out", out
+    )
+    said = " ".join(output.split())
+    assert code == 2, said
+    assert "an array has 2 jobs at most here (MaxArraySize), not 3; submit them in parts, by --seed" in said
+    if accepted:
+        (folder,) = out.iterdir()
+        assert list(slurm.Submission.read(folder).jobs.values()) == ["7"]
+        assert f"other jobs of {folder} are submitted, and --resume completes them" in said
+    else:
+        assert list(out.iterdir()) == []
 
 
 def test_a_submission_that_was_killed_before_it_was_one_is_in_no_others_way(tmp_path: Path) -> None:

@@ -224,7 +224,9 @@ def test_what_a_cells_process_leaves_behind_ends_with_it(
     wait_for_end(int(left.read_text()))
 
 
-def test_what_a_cells_process_has_started_ends_with_it_when_its_runner_is_killed(tmp_path: Path) -> None:
+def test_what_a_cells_process_has_started_ends_with_it_when_its_runner_is_killed_even_if_it_is_stopped(
+    tmp_path: Path,
+) -> None:
     program = """
 import subprocess
 from sltt_bench.running import worker
@@ -239,9 +241,32 @@ jobs.get()
     assert process.stdin is not None
     assert process.stdout is not None
     child = int(process.stdout.readline())
+    os.kill(child, signal.SIGSTOP)
     process.stdin.close()  # by the system, of a runner that is no more
     process.wait(60)
     wait_for_end(child)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's end")
+def test_a_cells_process_that_is_stopped_ends_when_its_runner_is_killed() -> None:
+    of_worker = """
+import os
+from sltt_bench.running import worker
+worker._jobs = lambda read=worker._jobs: (read(), print(os.getpid(), flush=True))[0]
+worker.main()
+"""
+    of_runner = """
+import subprocess, sys
+worker = subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdin=subprocess.PIPE, start_new_session=True)
+worker.wait()
+"""
+    runner = subprocess.Popen([sys.executable, "-c", of_runner, of_worker], stderr=subprocess.PIPE)
+    assert runner.stderr is not None
+    stopped = int(runner.stderr.readline())
+    os.kill(stopped, signal.SIGSTOP)
+    runner.kill()
+    runner.wait()
+    wait_for_end(stopped)
 
 
 def test_temporary_files_of_a_process_go_when_it_ends_or_is_killed_and_nobody_elses(

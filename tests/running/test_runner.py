@@ -157,15 +157,16 @@ def test_a_resumed_run_reads_the_rows_of_its_folder_once_and_again_for_its_table
 
 
 @pytest.mark.parametrize(("keep", "left"), [("true", 1), ("false", 0)])
-def test_the_last_checkpoint_is_kept_where_none_are_written_on_the_way(
+def test_the_last_checkpoint_is_kept_where_none_are_written_on_the_way_and_where_a_later_command_keeps_none(
     keep: str, left: int, tmp_path: Path
 ) -> None:
     settings = ("--set", "train.checkpoint_every=0", "--set", f"train.keep_checkpoint={keep}")
-    code, output = run(
-        "digits", "--smoke", "--method", "sltt", "--seed", "0", *settings, "--out", str(tmp_path)
-    )
-    assert code == 0, output
-    assert len(list(tmp_path.glob("digits/*/checkpoints/*.pt"))) == left
+    arguments = ("digits", "--smoke", "--method", "sltt", "--seed", "0", "--out", str(tmp_path))
+    for further in (settings, ("--resume",)):
+        code, output = run(*arguments, *further)
+        assert code == 0, output
+        assert len(list(tmp_path.glob("digits/*/checkpoints/*.pt"))) == left
+    assert "finished before, kept" in output
 
 
 def test_a_dry_run_says_what_resume_would_keep_continue_and_begin(tmp_path: Path) -> None:
