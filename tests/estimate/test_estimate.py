@@ -964,7 +964,7 @@ def test_a_third_partys_method_is_estimated_without_a_change_here(
         ("--gpu t4 --gpu-file none.yaml", "--gpu-file: none.yaml cannot be read: "),
         ("--gpu-file none.yaml", "say --gpu NAME too"),
         ("--device mps", "--device mps: an estimate is for cuda or cpu"),
-        ("--method sltt-k9 --timesteps 1,2", "choose another K or raise timesteps"),
+        ("--method sltt-k9 --timesteps 1,2", "choose another N or raise timesteps"),
     ],
 )
 def test_a_wrong_option_is_named_with_its_remedy(options: str, fault: str) -> None:
