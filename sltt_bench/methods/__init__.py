@@ -134,10 +134,6 @@ class MethodEntry:
     """Regular expression of the whole name, whose groups are arguments of the class; if empty, the label."""
     steps: str = "k"
     """The group that holds a number of steps from 1 to T, if there is one."""
-    family: str = ""
-    """Name of the family in error messages."""
-    counts: str = "N"
-    """Name of the number of steps in error messages."""
 
     @property
     def pattern(self) -> str:
@@ -183,7 +179,6 @@ METHODS: dict[str, MethodEntry] = {
             "bptt_checkpointed:CheckpointedBPTT",
             form=r"bptt-ckpt(?P<segment>\d+)",
             steps="segment",
-            family="checkpointed BPTT",
         ),
         MethodEntry(
             "bptt-dX",
@@ -209,8 +204,6 @@ METHODS: dict[str, MethodEntry] = {
             "tbptt:TruncatedBPTT",
             form=r"tbptt-w(?P<window>\d+)",
             steps="window",
-            family="truncated BPTT",
-            counts="w",
         ),
         MethodEntry(
             "sltt",
@@ -226,8 +219,6 @@ METHODS: dict[str, MethodEntry] = {
             _SPATIAL,
             "sltt_k:SLTTK",
             form=r"sltt-k(?P<k>\d+)",
-            family="SLTT-K",
-            counts="K",
         ),
         MethodEntry(
             "sltt-kN-unbiased",
@@ -236,8 +227,6 @@ METHODS: dict[str, MethodEntry] = {
             _SPATIAL,
             "sltt_k:SLTTK",
             form=r"sltt-k(?P<k>\d+)(?P<unbiased>-unbiased)",
-            family="SLTT-K",
-            counts="K",
         ),
         MethodEntry(
             "sltt-aN",
@@ -247,7 +236,6 @@ METHODS: dict[str, MethodEntry] = {
             "sltt_a:AdaptiveSLTT",
             form=r"sltt-a(?P<n>\d+)?(?P<unbiased>-unbiased)?",
             steps="n",
-            family="adaptive SLTT",
         ),
         MethodEntry(
             "ottt",
@@ -428,10 +416,10 @@ def fits(name: str, timesteps: int) -> bool:
 def out_of_range(name: str, timesteps: int) -> str:
     """Returns the error text for a number of steps in the name that does not fit T. Raises UnknownMethod."""
     _, entry = _find(name)
-    what, letter = (entry.family, entry.counts) if isinstance(entry, MethodEntry) else (name, "N")
+    what = entry.label if isinstance(entry, MethodEntry) else name
     return (
-        f"method {name!r}: {what} needs 1 ≤ {letter} ≤ T, but {letter} = {_steps_in(name)} and T = {timesteps}; "
-        f"choose another {letter} or raise timesteps"
+        f"method {name!r}: {what} needs 1 ≤ N ≤ T, but N = {_steps_in(name)} and T = {timesteps}; choose another N or "
+        "raise timesteps"
     )
 
 

@@ -970,7 +970,7 @@ def test_a_third_partys_method_is_estimated_without_a_change_here(
         ("--gpu-file none.yaml", "say --gpu NAME too"),
         ("--gpu t4 --set train.precision=fp32,bf16", "--gpu: the GPU's data sheet gives no bf16 arithmetic"),
         ("--device mps", "--device mps: an estimate is for cuda or cpu"),
-        ("--method sltt-k9 --timesteps 1,2", "choose another K or raise timesteps"),
+        ("--method sltt-k9 --timesteps 1,2", "choose another N or raise timesteps"),
     ],
 )
 def test_a_wrong_option_is_named_with_its_remedy(options: str, fault: str) -> None:

@@ -237,7 +237,7 @@ def test_sltt_k_draws_anew_for_every_iteration():
 @pytest.mark.parametrize("suffix", ["", "-unbiased"])
 def test_k_outside_1_to_t_is_refused(k, suffix):
     name = f"sltt-k{k}{suffix}"
-    message = f"method '{name}': SLTT-K needs 1 ≤ K ≤ T, but K = {k} and T = {T}"
+    message = f"method '{name}': sltt-kN{suffix} needs 1 ≤ N ≤ T, but N = {k} and T = {T}"
     with pytest.raises(UnknownMethod, match=message):
         methods.create(name, T)
     with pytest.raises(UnknownMethod, match=message):

@@ -74,8 +74,8 @@ def test_unknown_registry_names_are_faults_with_the_nearest_name() -> None:
 
 def test_k_greater_than_t_is_refused_by_name() -> None:
     (fault,) = faults("digits", chosen_methods=["sltt-k7"])
-    assert "SLTT-K needs 1 ≤ K ≤ T, but K = 7 and T = 6" in fault
-    assert "K = 0" in faults("digits", chosen_methods=["sltt-k0"])[0]
+    assert "sltt-kN needs 1 ≤ N ≤ T, but N = 7 and T = 6" in fault
+    assert "N = 0" in faults("digits", chosen_methods=["sltt-k0"])[0]
 
 
 def test_a_number_with_an_exponent_is_a_number() -> None:
@@ -215,7 +215,7 @@ def test_a_fault_of_smoke_is_told_once_by_whoever_reads_the_recipe(
         ("loss: {window: 4}", "{timesteps: 2}", "smoke.timesteps", "loss.window is 4, more than timesteps (2)"),
         ("", "{neuron.v_reset: -0.5}", "smoke.neuron.v_reset", "neuron: v_reset is used by a hard reset only"),
         ("methods: [ottt]", "{neuron.kind: plif, neuron.tau: 2.0}", "smoke.neuron.kind", "methods: method 'ottt'"),
-        ("methods: [bptt, sltt-k4]", "{timesteps: 2}", "smoke.timesteps", "methods: method 'sltt-k4': SLTT-K needs"),
+        ("methods: [bptt, sltt-k4]", "{timesteps: 2}", "smoke.timesteps", "methods: method 'sltt-k4': sltt-kN needs"),
         ("", "{model.channels: [2, 2, 2, 2]}", "smoke.model.channels", "model.channels has 4 blocks, too many"),
         ("", "{data.limit: 16}", "smoke.data.limit", "train.batch_size is 64, but an epoch has 16 training samples"),
         ("native: {graphs: never}", "{native.cuda_graph: true}", "smoke.native.cuda_graph", "native: cuda_graph is"),
