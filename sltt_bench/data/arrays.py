@@ -279,6 +279,8 @@ class Arrays(DataSource):
         return [(data_dir / self.file, partial(self.samples_of, split, place))]
 
     def prepare(self, data_dir: Path, progress: Progress) -> list[str]:
+        if all(path.exists() for path in self.needed(data_dir)):
+            return super().prepare(data_dir, progress)
         raise DataError(
             f"data set {self.name!r} is your own: put x_train, y_train, x_test and y_test into "
             f"{data_dir / self.file} with numpy.savez (docs/own-data.md)"
