@@ -46,7 +46,8 @@ _PERHAPS_OUT_OF_MEMORY = re.compile(
 _NO_ROOM_BYTES = 256 * 2**20
 """With fewer bytes free on the device, a library's handle or workspace may have failed for lack of memory."""
 _SMALL_SHARED_MEMORY = re.compile(
-    r"out of shared memory|insufficient shared memory|unable to (?:write to|allocate shared memory\(shm\) for) file </torch_",
+    r"out of shared memory|insufficient shared memory|unable to (?:write to|allocate shared memory\(shm\) for) file </torch_"
+    r"|DataLoader worker .* killed by signal: Bus error",
     re.IGNORECASE,
 )
 _REMEDY_SHARED_MEMORY = (

@@ -134,7 +134,9 @@ def prepare(
     """
     source = source_with(name, settings)
     needed = source.needed(data_dir)
-    if not needed:
+    if all(
+        path.exists() for path in needed
+    ):  # nothing is written: the folder may be one that nobody may write to
         return source.prepare(data_dir, progress)
     # Data sets that are made from the same files wait for each other.
     lock_file = data_dir / f".{needed[0].relative_to(data_dir).parts[0]}.lock"

@@ -145,7 +145,7 @@ class Arrays(DataSource):
         return shape, numbers
 
     def _shape_of_samples(self, data_dir: Path, key: str) -> tuple[int, ...]:
-        """[N, ...]. Raises DataError if they are no numbers."""
+        """[N, ...]. Raises DataError if they are no numbers, or hold none."""
         shape, numbers = self._header(data_dir, key)
         if numbers.kind == "O":
             raise self._damaged(
@@ -153,6 +153,10 @@ class Arrays(DataSource):
             )
         if numbers.kind not in "uifb":
             raise self._damaged(data_dir, f"{key} is {numbers}, not numbers")
+        if 0 in shape[1:]:
+            raise self._damaged(
+                data_dir, f"{key} has samples of shape {list(shape[1:])}, which hold no number"
+            )
         return shape
 
     def _named(self, data_dir: Path, key: str, members: Iterable[str]) -> str:
@@ -279,6 +283,8 @@ class Arrays(DataSource):
         return [(data_dir / self.file, partial(self.samples_of, split, place))]
 
     def prepare(self, data_dir: Path, progress: Progress) -> list[str]:
+        if all(path.exists() for path in self.needed(data_dir)):
+            return super().prepare(data_dir, progress)
         raise DataError(
             f"data set {self.name!r} is your own: put x_train, y_train, x_test and y_test into "
             f"{data_dir / self.file} with numpy.savez (docs/own-data.md)"

@@ -82,6 +82,8 @@ class ImageFolder(ImageSource):
         )
 
     def prepare(self, data_dir: Path, progress: Progress) -> list[str]:
+        if all(path.exists() for path in self.needed(data_dir)):
+            return super().prepare(data_dir, progress)
         raise DataError(
             f"data set {self.name!r} is your own: put a folder of images for each class below "
             f"{data_dir / self.folder / 'train'} and {data_dir / self.folder / 'val'} (docs/own-data.md)"

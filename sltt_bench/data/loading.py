@@ -5,12 +5,16 @@ number of workers or threads, on what a training method or dropout draws, or on 
 does loading disturb the generators that those draw from.
 """
 
+import multiprocessing
+import re
+import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.process import BaseProcess
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -268,8 +272,11 @@ _ENDING_S = 1.0
 
 
 def _by_workers(batches: DataLoader[Any]) -> Iterator[Batch]:
+    workers = multiprocessing.active_children()  # those of an earlier epoch
     try:
-        for batch in batches:
+        loaded = iter(batches)
+        workers = multiprocessing.active_children()
+        for batch in loaded:
             if isinstance(batch, _Unreadable):
                 raise batch.error
             x, labels = batch
@@ -279,6 +286,23 @@ def _by_workers(batches: DataLoader[Any]) -> Iterator[Batch]:
         # raises (in its handler of SIGCHLD) which signal it was: that of a system without memory, for example.
         time.sleep(_ENDING_S)
         raise
+    except RuntimeError as error:
+        if (text := _signal_of(error, workers)) is not None:
+            raise RuntimeError(text) from None
+        raise
+
+
+def _signal_of(error: RuntimeError, workers: Sequence[BaseProcess]) -> str | None:
+    """What torch would have said of the signal that ended a worker, where it says only that one has ended.
+
+    It looks for such workers in two ways at once, and what the slower one of them would have said is lost.
+    """
+    found = re.search(r"DataLoader worker \(pid\(s\) ([\d, ]+)\) exited unexpectedly", str(error))
+    pids = found[1].split(", ") if found else []
+    for worker in workers:
+        if str(worker.pid) in pids and (code := worker.exitcode or 0) < 0:
+            return f"DataLoader worker (pid {worker.pid}) is killed by signal: {signal.strsignal(-code)}. "
+    return None
 
 
 @dataclass(frozen=True)

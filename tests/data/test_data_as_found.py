@@ -473,7 +473,9 @@ def test_of_two_that_prepare_at_once_one_waits_and_finds_the_work_done(
         most_at_once = max(most_at_once, at_work)
         while not waited and most_at_once == 1 and not (data_dir / "MNIST").exists():
             time.sleep(0.01)  # until the other one has said that it waits
-        (data_dir / "MNIST").mkdir(exist_ok=True)
+        (data_dir / "MNIST" / "raw").mkdir(parents=True, exist_ok=True)
+        for file in self.needed(data_dir):
+            file.touch()
         at_work -= 1
         return ["done"]
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data._utils import signal_handling
 
 from sltt_bench import data
 from sltt_bench.data import DataError, DataPlace, DataSource, loading, names, source_type
@@ -243,23 +244,33 @@ def test_an_unreadable_sample_is_a_plain_error_also_out_of_a_worker(workers: int
     assert str(raised.value) == "picture 13 is torn"
 
 
+@pytest.mark.parametrize("found_by_its_signal", [True, False])
 def test_a_worker_that_is_killed_as_it_hands_over_a_batch_is_named_with_the_signal(
-    monkeypatch: pytest.MonkeyPatch,
+    found_by_its_signal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loading, "_collate", lambda samples: LostConnection())
+    if not found_by_its_signal:  # torch's handler comes after torch has found the worker ended
+        monkeypatch.setattr(signal_handling, "_error_if_any_worker_fails", lambda: None)
+    monkeypatch.setattr(loading, "_collate", lambda samples: LostConnection(ended=not found_by_its_signal))
     with pytest.raises(RuntimeError, match=r"DataLoader worker \(pid \d+\) is killed by signal: Killed"):
         epoch(loader(workers=1), 1)
 
 
 class LostConnection:
-    """A batch whose worker is killed while it is read: its sockets are closed a moment before it has ended."""
+    """A batch whose worker is killed while it is read: its sockets are closed a moment before it has `ended`, or after."""
+
+    def __init__(self, ended: bool) -> None:
+        self.ended = ended
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _lose_connection, (os.getpid(),)
+        return _lose_connection, (os.getpid(), self.ended)
 
 
-def _lose_connection(worker: int) -> None:
-    threading.Timer(0.2, os.kill, (worker, signal.SIGKILL)).start()
+def _lose_connection(worker: int, ended: bool) -> None:
+    if ended:
+        os.kill(worker, signal.SIGKILL)
+        os.waitid(os.P_PID, worker, os.WEXITED | os.WNOWAIT)
+    else:
+        threading.Timer(0.2, os.kill, (worker, signal.SIGKILL)).start()
     raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
 
 

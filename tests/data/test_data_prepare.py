@@ -517,6 +517,18 @@ def test_what_needs_no_download_needs_no_preparation_and_verifies(name: str, tmp
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "name", [name for name in data.names() if data.source_type(name)().needed(Path("anywhere"))]
+)
+def test_to_prepare_what_is_there_writes_nothing(name: str, tmp_path: Path) -> None:
+    for place in data.source_with(name).needed(tmp_path):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.touch() if place.suffix else place.mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    assert all(" is there" in sentence for sentence in prepare(name, tmp_path))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 @pytest.mark.parametrize("name", ["mnist", "cifar100", "imagenet", "dvs-cifar10", "dvs-gesture"])
 def test_verifying_what_is_not_there_says_so(name: str, tmp_path: Path) -> None:
     findings = verify(name, tmp_path)

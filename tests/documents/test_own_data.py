@@ -239,6 +239,10 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
         "x_train is of bytes, .* but x_test of other",
     ),
     "others and bytes": ({"x_train": np.full((3, 6, 5), 255)}, "x_test is of bytes, .* but x_train of other"),
+    "samples of nothing": (
+        {"x_train": np.zeros((3, 6, 0)), "x_test": np.zeros((2, 6, 0))},
+        r"x_train has samples of shape \[6, 0\], which hold no number",
+    ),
     "text": ({"x_train": np.full((3, 6, 5), "a")}, "x_train is <U1, not numbers"),
     "objects": ({"x_train": np.full((3, 6, 5), None, dtype=object)}, "x_train is of objects, not numbers"),
     "unequal lengths": (

@@ -71,6 +71,9 @@ NO_MATTER_OF_MEMORY = {
         "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are "
         "out of shared memory. Please try to raise your shared memory limit."
     ),
+    "small /dev/shm, of whose worker the signal alone is known": RuntimeError(
+        "DataLoader worker (pid 7) is killed by signal: Bus error. "
+    ),
     "no room in /dev/shm": RuntimeError(
         "Caught RuntimeError in DataLoader worker process 0. RuntimeError: unable to allocate shared memory(shm) for file "
         "</torch_29085_311768766_0>: No space left on device (28)"
@@ -233,7 +236,13 @@ def test_a_killed_loader_is_oom_where_the_system_killed_for_lack_of_memory(
 
 
 @pytest.mark.parametrize(
-    "name", ["small /dev/shm", "no room in /dev/shm", "no room in /dev/shm for a file", "a bus error"]
+    "name",
+    [
+        *(name for name in NO_MATTER_OF_MEMORY if name.startswith("small /dev/shm")),
+        "no room in /dev/shm",
+        "no room in /dev/shm for a file",
+        "a bus error",
+    ],
 )
 def test_a_small_shared_memory_names_its_remedy(name: str) -> None:
     assert "data.workers=0" in classify(NO_MATTER_OF_MEMORY[name])[1]
