@@ -77,9 +77,8 @@ def _title(results: Results) -> str:
     full = cells[~cells["smoke"].astype(bool)]
     cells = cells if full.empty else full
     run = cells["kind"] == "run"
-    as_published = set(
-        cells.loc[run & ~cells["synthetic"].astype(bool) & (cells["overrides"] == "{}"), "recipe"]
-    )
+    of_data = run & ~cells["synthetic"].astype(bool) & (cells["overrides"] == "{}")
+    as_published = set(cells.loc[of_data, "recipe"])
     has_run = set(cells.loc[run, "recipe"])
 
     def place(name: str) -> tuple[object, ...]:
@@ -138,9 +137,11 @@ _ALWAYS_NAMED = ("sltt-bench", "machine")
 def _told_apart(facts: Mapping[str, str], origins: Sequence[Mapping[str, str]]) -> str:
     alike = [other for other in origins if all(other[name] == facts[name] for name in _ALWAYS_NAMED)]
     apart = [name for name in facts if len({other[name] for other in alike}) > 1]
-    return ", ".join(
-        [*(facts[name] for name in _ALWAYS_NAMED), *(f"{name} {facts[name] or 'as it is'}" for name in apart)]
-    )
+    named = [
+        *(facts[name] for name in _ALWAYS_NAMED),
+        *(f"{name} {facts[name] or 'as it is'}" for name in apart),
+    ]
+    return ", ".join(named)
 
 
 def _name(run: Run) -> str:

@@ -118,11 +118,8 @@ def compare_groups(a: Sequence[Group], b: Sequence[Group], threshold: float) -> 
     matched = [*EXPERIMENT, *(name for name in CIRCUMSTANCES if name not in free)]
     left, right = _by_key(a, matched), _by_key(b, matched)
     pairs = [(left.get(key), right.get(key)) for key in sorted(left.keys() | right.keys(), key=str)]
-    changes = [
-        change
-        for name, pair in zip(_names(pairs, free), pairs, strict=True)
-        for change in _changes(name, *pair, threshold)
-    ]
+    named = zip(_names(pairs, free), pairs, strict=True)
+    changes = [change for name, pair in named for change in _changes(name, *pair, threshold)]
     return SetComparison(tuple(changes), tuple(_remarks(a, b, free)))
 
 
@@ -228,11 +225,8 @@ def _figure_changes(change: Change, a: Group, b: Group, threshold: float) -> Ite
     for name in ("last_test_top1", "epoch_s", *([memory] if memory else []), "energy_j"):
         measured = [bool(side.stat(name)) for side in (before, after)]
         of_figure = replace(change, metric=name)
-        refused = [
-            f"in {side}, {breach.text}"
-            for side, group in (("A", a), ("B", b))
-            if (breach := group.blocking(name, change.method)) is not None
-        ]
+        breaches = {side: group.blocking(name, change.method) for side, group in (("A", a), ("B", b))}
+        refused = [f"in {side}, {breach.text}" for side, breach in breaches.items() if breach is not None]
         if all(measured) and refused:
             yield replace(of_figure, reason="; ".join(refused))
         elif all(measured):
@@ -267,10 +261,7 @@ def _apart(metric: str, a: MethodResult, b: MethodResult) -> Iterator[str]:
     for text, names in BEGINNINGS.items():
         pairs = [(a.began.get(name, {}), b.began.get(name, {})) for name in names]
         unlike = {
-            seed
-            for first, second in pairs
-            for seed in first.keys() & second.keys()
-            if first[seed] != second[seed]
+            seed for one, other in pairs for seed in one.keys() & other.keys() if one[seed] != other[seed]
         }
         if unlike:
             yield f"{text} in A and in B ({seeds_text(sorted(unlike))}): some of the difference is chance"

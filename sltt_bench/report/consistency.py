@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -158,9 +159,8 @@ def _between_ends(ends: Floats, spent: Floats) -> Iterator[str]:
 
 
 def _memory(cell: MeasuredCell) -> Iterator[str]:
-    for smaller, larger in (
-        ("allocated_at_reset_bytes", "peak_allocated_bytes"),
-        ("peak_allocated_bytes", "peak_reserved_bytes"),
+    for smaller, larger in pairwise(
+        ("allocated_at_reset_bytes", "peak_allocated_bytes", "peak_reserved_bytes")
     ):
         if (cell.column(smaller) > cell.column(larger)).any():
             yield f"{smaller} is above {larger} in some epoch"

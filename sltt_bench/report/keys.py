@@ -64,9 +64,8 @@ class GroupKey:
         words += [f"T = {self.timesteps}", f"batch {self.batch_size}"]
         words += ["synthetic data"] * self.synthetic + ["smoke run"] * self.smoke
         words += ["beside other cells"] * self.beside
-        words += [f"each batch divided over {self.ranks.replace(', ', ' and ')} processes"] * (
-            self.ranks != "1"
-        )
+        if self.ranks != "1":
+            words.append(f"each batch divided over {self.ranks.replace(', ', ' and ')} processes")
         words += [f"validation split {self.validation}"] * bool(self.validation)
         return [*words, self.tuning]
 

@@ -59,15 +59,12 @@ class Notation:
         return f"[{self.digits(low, more)}, {self.digits(high, more)}]"
 
     def _more_digits(self, pairs: Sequence[tuple[float, float | None]]) -> int:
-        different = [
-            (a, b) for a, b in pairs if b is not None and not math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)
-        ]
-        enough = (
-            more
-            for more in range(_MOST_DIGITS)
-            if all(self.digits(a, more) != self.digits(b, more) for a, b in different)
-        )
-        return next(enough, _MOST_DIGITS)
+        known = [(a, b) for a, b in pairs if b is not None]
+        different = [(a, b) for a, b in known if not math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)]
+        for more in range(_MOST_DIGITS):
+            if all(self.digits(a, more) != self.digits(b, more) for a, b in different):
+                return more
+        return _MOST_DIGITS
 
 
 _MOST_DIGITS = 4

@@ -213,12 +213,8 @@ def counterpart(tuned: Group, groups: Sequence[Group]) -> Group | None:
 
 def _settings_agree(group: Group, tuned: Group) -> bool:
     """Equal in every field of the recipe but those that were tuned."""
-    names = {*group.settings, *tuned.settings}
-    return all(
-        group.settings.get(name) == tuned.settings.get(name)
-        for name in names
-        if tuned.settings.get(name) != TUNED
-    )
+    names = [name for name in {*group.settings, *tuned.settings} if tuned.settings.get(name) != TUNED]
+    return all(group.settings.get(name) == tuned.settings.get(name) for name in names)
 
 
 def gains(tuned: Group, untuned: Group) -> list[Gain]:

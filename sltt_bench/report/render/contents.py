@@ -69,10 +69,8 @@ def _parts(
         elif links or part.title != page:
             yield Entry(part.title, f"#{part.name}")
         return
-    entries = [
-        Entry(_rest(part.title, kind, page), f"#{part.name}", tuple(_shortened(_links(groups), MOST)))
-        for part, groups in parts
-    ]
+    below = [(part, tuple(_shortened(_links(groups), MOST))) for part, groups in parts]
+    entries = [Entry(_rest(part.title, kind, page), f"#{part.name}", links) for part, links in below]
     yield Entry(kind, entries=tuple(entries), is_open=any(part is first for part, _ in parts))
 
 

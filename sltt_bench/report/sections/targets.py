@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from statistics import median
 
 import pandas as pd
@@ -12,7 +13,7 @@ from sltt_bench.report.document import Column, Figure, Heading, Section, Table, 
 from sltt_bench.report.groups import Group, in_words
 from sltt_bench.report.keys import told_apart
 from sltt_bench.report.plots.profile import draw_profile
-from sltt_bench.report.sections.cells import percent_cell, plain_cell, word_column
+from sltt_bench.report.sections.cells import percent_cell, word_column
 from sltt_bench.report.targets import NEVER, Profile, ToTarget, profiles, target_of, to_target
 
 
@@ -98,28 +99,23 @@ def _profile_figure(profile: Profile, name: str) -> Figure:
 
 
 def _profile_table(profile: Profile, name: str) -> Table:
-    headings = (
-        Heading("method", numeric=False),
-        *(Heading(f"within {factor:g}×", "%") for factor in _FACTORS),
-        Heading("ever", "%"),
-    )
-    rows = tuple(
-        (
-            plain_cell(method),
-            *(percent_cell(profile.share(method, factor), 0) for factor in _FACTORS),
-            percent_cell(sum(map(math.isfinite, factors)) / len(factors), 0),
-        )
-        for method, factors in profile.factors.items()
-    )
+    def within(method: str, factor: float) -> TableCell:
+        return percent_cell(profile.share(method, factor), 0)
+
+    def ever(method: str) -> TableCell:
+        return percent_cell(sum(map(math.isfinite, profile.factors[method])) / len(profile.tasks), 0)
+
+    columns: list[Column[str]] = [
+        word_column("method", str),
+        *((Heading(f"within {factor:g}×", "%"), partial(within, factor=factor)) for factor in (1, 1.5, 2, 4)),
+        (Heading("ever", "%"), ever),
+    ]
     notes = [
         f"{len(profile.tasks)} tasks: {', '.join(profile.tasks)}; of a task with several versions, the newest counts."
     ]
     if profile.left_out:
         notes.append(f"{numbers.listed(profile.left_out)}: left out, since not run on every task.")
-    return Table(f"{name}-table", "Share of tasks", headings, rows, tuple(notes), secondary=True)
-
-
-_FACTORS = (1, 1.5, 2, 4)
+    return table_of(f"{name}-table", "Share of tasks", columns, profile.factors, notes, secondary=True)
 
 
 def targets_frame(groups: Sequence[Group]) -> pd.DataFrame:

@@ -92,9 +92,10 @@ def _choices(study: TuningStudy, name: str) -> Table:
         Heading("method", numeric=False), Heading("chosen", numeric=False), Heading("validation top-1", "%"),
         Heading("at the recipe's", "%"), Heading("lost trials"), Heading("at the grid's edge", numeric=False),
     )  # fmt: skip
+    chosen = {method: study.chosen(method) for method in study.methods}
     rows = []
     for method, settings in study.methods.items():
-        best, lost = study.chosen(method), sum(tried.lost for tried in settings)
+        best, lost = chosen[method], sum(tried.lost for tried in settings)
         own = next((tried for tried in settings if tried.as_recipe), None)
         setting = best and ", ".join(f"{key} = {value}" for key, value in best.setting.items())
         rows.append(
@@ -107,31 +108,21 @@ def _choices(study: TuningStudy, name: str) -> Table:
                 TableCell(", ".join(best.at_edge) if best and best.at_edge else DASH, tone="muted"),
             )
         )
+    edge = [method for method, best in chosen.items() if best and best.at_edge]
+    done = {name: sum(len(t.top1) + t.lost for t in settings) for name, settings in study.methods.items()}
+    part = [method for method, trials in done.items() if trials < study.trials]
+    none = [method for method, best in chosen.items() if best is None and method not in part]
+    trials = counted(study.trials, "trial")
+    remarks = {
+        "the best value is at the edge of the grid; a better one may lie beyond it": edge,
+        f"some of the {trials} are not recorded, since the command was cut off; tune with --resume completes them": part,
+        "tuned in several runs; shown is the newest that has all trials": study.again,
+        "every setting diverged or ran out of memory; nothing was chosen": none,
+    }
     notes = [
-        "Chosen: the setting with the best mean over seeds; of equal ones the nearest to the middle of the grid, then the first."
+        "Chosen: the setting with the best mean over seeds; of equal ones the nearest to the middle of the grid, then the first.",
+        *(f"{numbers.listed(methods)}: {remark}." for remark, methods in remarks.items() if methods),
     ]
-    if edge := [method for method in study.methods if (best := study.chosen(method)) and best.at_edge]:
-        notes.append(
-            f"{numbers.listed(edge)}: the best value is at the edge of the grid; a better one may lie beyond it."
-        )
-    part = [
-        method
-        for method, settings in study.methods.items()
-        if sum(len(tried.top1) + tried.lost for tried in settings) < study.trials
-    ]
-    if part:
-        notes.append(
-            f"{numbers.listed(part)}: some of the {counted(study.trials, 'trial')} are not recorded, since the command was cut off; "
-            "tune with --resume completes them."
-        )
-    if study.again:
-        notes.append(
-            f"{numbers.listed(study.again)}: tuned in several runs; shown is the newest that has all trials."
-        )
-    if none := [m for m in study.methods if m not in part and study.chosen(m) is None]:
-        notes.append(
-            f"{numbers.listed(none)}: every setting diverged or ran out of memory; nothing was chosen."
-        )
     return Table(f"{name}-choices", f"What was chosen, {study.budget}", headings, tuple(rows), tuple(notes))
 
 

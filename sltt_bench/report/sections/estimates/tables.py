@@ -59,18 +59,15 @@ def _limit_tables(family: EstimateFamily, name: str) -> Iterator[Table]:
     """What was asked for beside: the largest batch and T that fit, and the lower bound on time; and what processes
     exchange."""
     rows, room = family.rows, " or ".join(scale_for("bytes", [room]).text(room) for room in family.rooms)
+    that_fits = partial(_pivot, family, scale_of=_whole, of="memory_bytes")
     if rows["largest_batch_size"].notna().any():
         title = "Largest batch that fits, estimated"
         note = f"At the row's T, in {room}, the memory given less a safety margin. No batch is larger than the training set."
-        yield _pivot(
-            family, f"{name}-largest-batch", title, "largest_batch_size", _whole, [note], of="memory_bytes"
-        )
+        yield that_fits(f"{name}-largest-batch", title, "largest_batch_size", notes=[note])
     if rows["largest_timesteps"].notna().any() or family.rooms:
         title = "Largest T that fits, estimated"
         note = f"At the row's batch, in {room}, the memory given less a safety margin. Searched up to T = 64, or to the row's T if larger."
-        yield _pivot(
-            family, f"{name}-largest-t", title, "largest_timesteps", _whole, [note], of="memory_bytes"
-        )
+        yield that_fits(f"{name}-largest-t", title, "largest_timesteps", notes=[note])
     if rows["epoch_lower_bound_s"].notna().any():
         gpus = ", ".join(sorted(set(rows["gpu"]) - {""}))
         title = "Lower bound on an epoch's training time"
@@ -97,9 +94,8 @@ def _pivot(
     """A row for each T and batch size, a column for each method, of one column of estimates.csv, with the ratios to a
     baseline. `of`: the column that says what for it was asked; where that is not the same of all, each value says it."""
     scale = scale_of(family.rows[column].dropna().astype(float))
-    asked = (
-        {key: row[of] for key, row in family.estimates.items() if row[of] and pd.notna(row[of])} if of else {}
-    )
+    given = {key: row[of] for key, row in family.estimates.items()} if of else {}
+    asked = {key: what for key, what in given.items() if what and pd.notna(what)}
     several = len(set(asked.values())) > 1
 
     def of_which(point: Point, method: str) -> str:

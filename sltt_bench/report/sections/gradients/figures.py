@@ -36,11 +36,8 @@ def _against(field: str, family: GradientFamily, name: str) -> Figure | MissingF
     title = f"Cosine against {WORDS[field]}"
     drawn = _along(field, family.last(family.gradients, "network"))
     if drawn.empty:
-        return MissingFigure(
-            title,
-            f"only one {WORDS[field]} was analysed",
-            f"sltt-bench analyze gradients {family.recipe} --over {_EXAMPLES[field]}",
-        )
+        command = f"sltt-bench analyze gradients {family.recipe} --over {_EXAMPLES[field]}"
+        return MissingFigure(title, f"only one {WORDS[field]} was analysed", command)
     caption = (
         f"{COSINE} {family.when}. {_fixed_words(family, drawn, but=(field,))}Mean over "
         f"{family.mean_over}, bars one standard deviation over batches; dotted: no temporal part."
@@ -122,11 +119,8 @@ def _heat_map(rows: pd.DataFrame, title: str) -> HeatMap:
 def _course(family: GradientFamily, name: str) -> Figure | MissingFigure:
     title = "Cosine over training"
     if len(family.epochs) < 2:
-        return MissingFigure(
-            title,
-            "only one epoch was analysed",
-            f"sltt-bench analyze gradients {family.recipe} --epochs 0,1,5,last",
-        )
+        command = f"sltt-bench analyze gradients {family.recipe} --epochs 0,1,5,last"
+        return MissingFigure(title, "only one epoch was analysed", command)
     rows, only = family.gradients, ""
     if len(rows[POINT].drop_duplicates()) > _MOST_COURSES:
         longest = family.values("timesteps")[-1]

@@ -50,9 +50,7 @@ def _summary(family: GradientFamily) -> str:
     several = network[network["timesteps"] > 1]
     network = several if len(several) else network  # at T = 1 it is 1, of necessity
     ordered = network.sort_values("cosine_mean", kind="stable").to_dict("records")
-    low, high = (
-        f"{cosine_text(row['cosine_mean'])} ({point_words(row, ['timesteps', 'tau'])})"
-        for row in (ordered[0], ordered[-1])
-    )
+    ends = [(cosine_text(row["cosine_mean"]), row) for row in (ordered[0], ordered[-1])]
+    low, high = (f"{cosine} ({point_words(row, ['timesteps', 'tau'])})" for cosine, row in ends)
     value = low if len(ordered) == 1 else f"between {low} and {high}"
     return f"{family.title}, {family.when}: {COSINE} is {value}"

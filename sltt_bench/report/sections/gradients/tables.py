@@ -95,10 +95,8 @@ _LOWEST_LAYER = (Heading("lowest layer", numeric=False), _lowest_layer_cell)
 def rules_table(family: GradientFamily, name: str) -> Table:
     """Each rule's gradient over all weights beside BPTT's, the nearest first, at the last epoch."""
     network = family.last(family.rules, "network").sort_values("cosine_mean", ascending=False, kind="stable")
-    note = (
-        f"{family.when[0].upper()}{family.when[1:]}; mean over {family.mean_over}"
-        f", ± standard deviation over batches. Empty where a gradient was 0."
-    )
+    mean = f"mean over {family.mean_over}, ± standard deviation over batches"
+    note = f"{family.when[0].upper()}{family.when[1:]}; {mean}. Empty where a gradient was 0."
     columns, title = [*_rule_columns(family), _LOWEST_LAYER], "Each rule's gradient beside BPTT's"
     return table_of(f"{name}-rules", title, columns, network.to_dict("records"), [note])
 

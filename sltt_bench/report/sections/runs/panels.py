@@ -201,9 +201,8 @@ def _front(points: Mapping[str, tuple[Stat, Stat]], across: Scale, up: Scale, hi
     """The front of two figures as a step line: nothing measured lies beyond it."""
     sign = -1 if higher else 1
     members = pareto_front({name: (a.mean, sign * b.mean) for name, (a, b) in points.items()})
-    corners = sorted(
-        (points[name][0].mean / across.factor, points[name][1].mean / up.factor) for name in members
-    )
+    on_front = (points[name] for name in members)
+    corners = sorted((a.mean / across.factor, b.mean / up.factor) for a, b in on_front)
     xs, ys = [x for x, _ in corners], [y for _, y in corners]
     return Line("", xs, ys, stroke="step", marks="none", soft=True)
 
@@ -227,11 +226,8 @@ def steps_used(group: Group) -> dict[str, int]:
 def k_panels(group: Group) -> list[Panel]:
     """Memory, time and accuracy against K; SLTT is K = T, BPTT a level to compare with."""
     ks = steps_used(group)
-    return [
-        _against_k(group, name, ks)
-        for name in shown_figures(group)
-        if any(group.stat(name, method) for method in ks)
-    ]
+    known = [name for name in shown_figures(group) if any(group.stat(name, method) for method in ks)]
+    return [_against_k(group, name, ks) for name in known]
 
 
 def _against_k(group: Group, metric: str, ks: Mapping[str, int]) -> Panel:

@@ -142,9 +142,8 @@ def _recipe_sections(recipe: str, named: dict[str, Group], context: Context) -> 
         sections.append(Section(f"sweeps-{recipe}", "Across groups", sweeps, level=2, lead=(_SWEEPS,)))
     sections += of_groups[1:]
     if missing := tuple(missing_figures(recipe, groups, drawn)):
-        sections.append(
-            Section(f"missing-{recipe}", "Figures that need more runs", missing, level=2, folded=True)
-        )
+        title = "Figures that need more runs"
+        sections.append(Section(f"missing-{recipe}", title, missing, level=2, folded=True))
     return sections
 
 
