@@ -20,6 +20,7 @@ import pandas as pd
 from sltt_bench.common.format import Unit, counted
 from sltt_bench.report.metrics import METRICS
 from sltt_bench.report.numbers import first_of
+from sltt_bench.report.statistics import ROUNDING
 from sltt_bench.results.doubts import untimed_text
 from sltt_bench.results.reader import Run
 
@@ -143,13 +144,10 @@ def _known(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return values[~np.isnan(values)]
 
 
-_ROUNDING = 1e-6
-
-
 def _contradictions(cell: Mapping[Any, Any], epochs: Epochs) -> Iterator[str]:
     last_attempt = epochs["attempt"] == cell["attempt"]
     spent = sum(float(np.nansum(epochs[name][last_attempt])) for name in ("train_s", "eval_s"))
-    if spent > float(cell["wall_s"]) * (1 + _ROUNDING):
+    if spent > float(cell["wall_s"]) * (1 + 1e-6):
         yield f"its epochs took {spent:.1f} s, more than the whole cell ({cell['wall_s']:.1f} s)"
     top1 = epochs["test_top1"]
     if cell["synthetic"]:
@@ -184,7 +182,7 @@ def method_breaches(method: str, cells: pd.DataFrame, resolution: float) -> Iter
                 (method,), ("bytes",), blocks=True,
             )  # fmt: skip
         top1 = same["last_test_top1"].astype(float).dropna()
-        if len(top1) > 1 and top1.max() - top1.min() > max(REPETITION_SHARE, 1.5 * resolution):
+        if len(top1) > 1 and top1.max() - top1.min() > max(REPETITION_SHARE, 1.5 * resolution) + ROUNDING:
             yield Breach(
                 f"{method}, seed {seed}: repetitions of one cell reached {100 * top1.min():.2f} % and "
                 f"{100 * top1.max():.2f} %",

@@ -582,6 +582,16 @@ def test_the_interval_covers_what_it_promises(n: int, kind: str) -> None:
     assert covered / len(draws) >= 0.93
 
 
+@pytest.mark.parametrize("samples", [100, 360, 1000])
+def test_five_seeds_that_are_one_test_sample_ahead_are_not_told_apart(samples: int) -> None:
+    """Their interval ends at 0, which rounding put to either side: 341/360 − 340/360 is more than 1/360."""
+    for right in range(samples):
+        ahead, behind = (dict.fromkeys(range(5), count / samples) for count in (right + 1, right))
+        estimate = paired_difference(ahead, behind, resolution=1 / samples)
+        assert estimate is not None
+        assert not estimate.excludes(0.0)
+
+
 def test_equal_values_have_no_spread_not_even_that_of_rounding() -> None:
     assert stat([0.1] * 3) == Stat(0.1, 0.0, 3)
     assert stat([0.1] * 3, geometric=True) == Stat(0.1, None, 3, 1.0)
