@@ -18,7 +18,7 @@ from sltt_bench.report.document import Verdict, VerdictWord
 from sltt_bench.report.groups import Group, NotComparable, natural_order
 from sltt_bench.report.keys import TUNED
 from sltt_bench.report.metrics import METRICS
-from sltt_bench.report.statistics import Interval, PairedEstimate
+from sltt_bench.report.statistics import ROUNDING, Interval, PairedEstimate
 from sltt_bench.results.doubts import CHANCE
 
 Claim = Mapping[str, Any]
@@ -415,14 +415,10 @@ def _word(claim: Claim, estimate: PairedEstimate) -> VerdictWord:
     at_most, limit = _limit(claim)
     sign = 1 if at_most else -1
     interval = estimate.interval or Interval(estimate.value, estimate.value)
-    holds = {sign * edge <= sign * limit + _ROUNDING for edge in (interval.low, interval.high)}
+    holds = {sign * edge <= sign * limit + ROUNDING for edge in (interval.low, interval.high)}
     if len(holds) == 2:
         return "inconclusive"
     return "held" if holds == {True} else "not held"
-
-
-_ROUNDING = 1e-12
-"""So that 0.92 is within 2 points of 0.94 in binary numbers too."""
 
 
 def _shown(claim: Claim, estimate: PairedEstimate, unit: Unit) -> str:

@@ -33,7 +33,7 @@ from sltt_bench.report.integrity import BEGINNINGS
 from sltt_bench.report.keys import DIFFERENCE_WORDS, GroupKey, told_apart
 from sltt_bench.report.metrics import METRICS, stat_of
 from sltt_bench.report.render.terminal import print_table
-from sltt_bench.report.statistics import PairedEstimate, paired_difference, paired_ratio
+from sltt_bench.report.statistics import ROUNDING, PairedEstimate, paired_difference, paired_ratio
 from sltt_bench.results.reader import Results, print_unread, read_results
 from sltt_bench.results.writer import ResultsError
 
@@ -285,7 +285,7 @@ def _figure_change(
     means = [stat_of(name, [side.values[name][seed] for seed in common]).mean for side in (a, b)]
     before, after = map(numbers.in_scale(scale_for(metric.unit, means), metric.unit), means)
     if metric.unit == "accuracy":
-        counts = max(ACCURACY_POINTS / 100, resolution * (1 + 1e-9))
+        counts = max(ACCURACY_POINTS / 100, resolution)
         limits = (-counts, counts)
         shown = f"{numbers.points(estimate.value)} points {numbers.points.interval(estimate.interval)}"
         word = _word(estimate, 0.0, limits, metric.better)
@@ -306,7 +306,7 @@ def _word(estimate: PairedEstimate, no_change: float, limits: tuple[float, float
     if estimate.exact:
         return word if estimate.excludes(no_change) else "unchanged"
     low, high = limits
-    if low <= estimate.value <= high:
+    if low - ROUNDING <= estimate.value <= high + ROUNDING:
         return "within the noise"
     if not estimate.certain:
         return "n too small"

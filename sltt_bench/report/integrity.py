@@ -19,7 +19,7 @@ from sltt_bench.common.format import Unit, counted
 from sltt_bench.report.keys import DIFFERENCE_WORDS
 from sltt_bench.report.metrics import METRICS
 from sltt_bench.report.numbers import first_of
-from sltt_bench.report.statistics import Floats
+from sltt_bench.report.statistics import ROUNDING, Floats
 from sltt_bench.results.doubts import untimed_text
 
 REPETITION_SHARE = 0.01
@@ -133,13 +133,10 @@ def _known(values: Floats) -> Floats:
     return values[~np.isnan(values)]
 
 
-_ROUNDING = 1e-6
-
-
 def _contradictions(cell: Mapping[Any, Any], epochs: Epochs) -> Iterator[str]:
     last_attempt = epochs["attempt"] == cell["attempt"]
     spent = sum(float(np.nansum(epochs[name][last_attempt])) for name in ("train_s", "eval_s"))
-    if spent > float(cell["wall_s"]) * (1 + _ROUNDING):
+    if spent > float(cell["wall_s"]) * (1 + 1e-6):
         yield f"its epochs took {spent:.1f} s, more than the whole cell ({cell['wall_s']:.1f} s)"
     top1 = epochs["test_top1"]
     if cell["synthetic"]:
@@ -191,7 +188,7 @@ def _repetition_breaches(method: str, cells: pd.DataFrame, resolution: float) ->
             text = f"{repetitions} counted different live tensor bytes, {exact[0]:,} and {exact[-1]:,}"
             yield Breach(text, (method,), ("bytes",), blocks=True)
         top1 = same["last_test_top1"].astype(float).dropna()
-        if len(top1) > 1 and top1.max() - top1.min() > max(REPETITION_SHARE, 1.5 * resolution):
+        if len(top1) > 1 and top1.max() - top1.min() > max(REPETITION_SHARE, 1.5 * resolution) + ROUNDING:
             text = f"{repetitions} reached {100 * top1.min():.2f} % and {100 * top1.max():.2f} %"
             yield Breach(text, (method,), ("accuracy",), blocks=True)
 

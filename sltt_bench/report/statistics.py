@@ -20,6 +20,8 @@ Pair = TypeVar("Pair", bound=Hashable)
 """What tells pairs apart: a seed, or a run and a seed."""
 
 CONFIDENCE = 0.95
+ROUNDING = 1e-12
+"""By so much a figure may miss what it is set against: in binary numbers 0.81 − 0.80 is not 0.01."""
 COLOURED_FROM = 5
 """Pairs from which on an interval is trusted with a colour and the words better and worse."""
 
@@ -73,7 +75,8 @@ class PairedEstimate:
         """Whether it is clearly not `value`."""
         if self.exact:
             return not math.isclose(self.value, value, rel_tol=1e-12, abs_tol=1e-15)
-        return self.interval is not None and not self.interval.low <= value <= self.interval.high
+        edges = self.interval
+        return edges is not None and not edges.low - ROUNDING <= value <= edges.high + ROUNDING
 
 
 def stat(values: Sequence[float], *, geometric: bool = False) -> Stat:

@@ -73,6 +73,17 @@ def test_a_lower_accuracy_is_worse_and_counts_in_points(tmp_path: Path) -> None:
     assert (change.metric, change.change) == ("last_test_top1", "−1.50 points [−1.50, −1.50], n = 5")
 
 
+@pytest.mark.parametrize(("before", "after"), [(0.8, 0.81), (0.81, 0.8), (0.57, 0.58), (0.29, 0.28)])
+@pytest.mark.parametrize("threshold", [0.05, 0.1, 0.2])
+def test_a_change_of_just_the_threshold_is_within_the_noise(
+    tmp_path: Path, before: float, after: float, threshold: float
+) -> None:
+    for name, top1, seconds in (("a", before, 2.0), ("b", after, 2.0 * (1 + threshold))):
+        HandmadeRun(tmp_path / name / "run").cell("sltt", train_s=[9.0, seconds], top1=[0.1, top1])
+    found = words(compared(tmp_path, threshold))
+    assert found["sltt", "last_test_top1"] == found["sltt", "epoch_s"] == "within the noise"
+
+
 @pytest.mark.parametrize(("size", "word"), [(10 * MIB + 1, "worse"), (10 * MIB - 1, "better")])
 def test_an_exact_figure_counts_at_any_size_of_the_change_and_at_one_seed(
     tmp_path: Path, size: int, word: str

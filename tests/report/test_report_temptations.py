@@ -271,6 +271,12 @@ def repetitions_that_differ_by_one_test_sample_are_no_alarm(top: Path) -> None:
     measure(run(top / "b", MEMORY, number=50), last={"sltt": 0.901})
 
 
+@temptation(never=["repetitions of one cell"], words=["held"])
+def repetitions_that_differ_by_just_one_point_are_no_alarm(top: Path) -> None:
+    measure(run(top / "a", ACCURACY), last={"bptt": 0.8, "sltt": 0.8})
+    measure(run(top / "b", ACCURACY, number=50), last={"bptt": 0.8, "sltt": 0.81})
+
+
 @temptation("0.47×", never=["0.92×"])
 def times_of_a_fast_and_a_slow_day_are_pairs_within_runs(top: Path) -> None:
     """On a fast day bptt alone, on a slow one both: pooled means would make sltt look as slow as bptt."""

@@ -218,7 +218,9 @@ def _methods(group: Group, name: str, baseline: str) -> Figure:
         if metric != "last_test_top1"
     )
     bars = (bar for panel in method_bars(group, baseline) for bar in panel.bars)
-    ratios = f" In brackets: the ratio to {baseline}." * any("×" in bar.text for bar in bars)
+    ratios = f" In brackets: the ratio to {baseline} over paired seeds." * any(
+        "×" in bar.text for bar in bars
+    )
     caption = (
         f"{figures[0].upper()}{figures[1:]} of a {group.phase} training epoch: geometric mean over seeds. Whiskers: mean ÷ and × the "
         f"geometric standard deviation. Dots: single seeds.{ratios} "
