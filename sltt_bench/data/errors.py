@@ -12,8 +12,9 @@ from sltt_bench.common.errors import UserError
 if TYPE_CHECKING:
     from sltt_bench.data.source import DataSource
 
-NOT_NUMPY = (OSError, ValueError, EOFError, tokenize.TokenError)
-"""What numpy.load raises for a file that is cut short or altered; the last for a header that is no Python."""
+NOT_NUMPY = (OSError, ValueError, EOFError, OverflowError, tokenize.TokenError)
+"""What numpy.load raises for a file that is cut short or altered: of a header, OverflowError for a shape that no memory holds,
+the last for what is no Python."""
 
 
 class DataError(UserError):

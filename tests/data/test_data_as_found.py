@@ -376,6 +376,14 @@ def without_end_of_header(file: Path) -> None:
     file.write_bytes(content.replace(b"), }", b",   "))
 
 
+def test_an_array_of_a_shape_that_no_memory_holds_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "0.npy"
+    np.save(file, np.zeros((10, 4)))
+    file.write_bytes(file.read_bytes().replace(b"(10, 4), }" + b" " * 19, b"(%d, 4), }" % 10**20, 1))
+    with pytest.raises(UnreadableEvents, match="not a whole NumPy file"):
+        dvs_gesture.read_tonic(file)
+
+
 def test_arrays_whose_header_is_no_python_are_named(tmp_path: Path) -> None:
     file = tmp_path / "frames.npy"
     cache = FrameCache("test", tmp_path, Framing(2, 8, 8, "mean-count"))
