@@ -208,7 +208,7 @@ def test_a_table_says_how_far_other_test_samples_would_move_its_accuracies(
     if points is None:
         assert "test samples" not in told
     else:
-        assert f"the same {samples:,} test samples; other samples would move" in told
+        assert f"the same {samples:,} test samples; on others an accuracy would scatter" in told
         assert f"by up to {points} points besides" in told
     assert "test samples" not in " ".join(overview(group, "bptt", brief=True).notes)
 

@@ -48,8 +48,8 @@ def overview(group: Group, baseline: str, *, brief: bool = False) -> Table:
         )
     if not brief and (scatter := _scatter_over_samples(group)):
         notes.append(
-            f"Accuracies: ± and [ ] are over seeds, all on the same {round(1 / group.accuracy_resolution):,} test samples; other samples "
-            f"would move an accuracy by up to {significant(100 * scatter, 2)} points besides (binomial standard deviation)."
+            f"Accuracies: ± and [ ] are over seeds, all on the same {round(1 / group.accuracy_resolution):,} test samples; on others an "
+            f"accuracy would scatter by up to {significant(100 * scatter, 2)} points besides (binomial standard deviation)."
         )
     return table_of("overview", "Accuracy, time and memory", columns, group.methods.values(), notes)
 
