@@ -30,6 +30,12 @@ def mean_and_spread(stat: Stat, scale: Scale) -> tuple[str, str]:
     return mean, spread_beside(mean, stat.std / scale.factor)
 
 
+def accuracy_and_spread(stat: Stat) -> tuple[str, str]:
+    """("94.44", "± 0.16"): the same of an accuracy, in percent."""
+    mean = percent(stat.mean)
+    return mean, "" if stat.std is None else spread_beside(mean, 100 * stat.std)
+
+
 def spread_beside(mean: str, std: float) -> str:
     """ "± 0.3": a standard deviation to the decimals of a mean, or to its first digit where these are all 0."""
     decimals = len(mean.partition(".")[2])

@@ -95,8 +95,8 @@ class Drawn:
             text = numbers.fraction(mean.mean, float(round(mean.mean)))
             return text, numbers.spread_beside(text, mean.std) if mean.std is not None else ""
         if unit == "accuracy":
-            spread = f"± {numbers.percent(mean.std)}" if mean.std is not None else ""
-            return f"{numbers.percent(mean.mean)} %", spread
+            text, spread = numbers.accuracy_and_spread(mean)
+            return f"{text} %", spread
         scale = scale_for(unit, [mean.mean])
         text, spread = numbers.mean_and_spread(mean, scale)
         return f"{text} {scale.unit}".strip(), spread

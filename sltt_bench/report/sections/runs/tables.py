@@ -181,10 +181,9 @@ def _value_column(group: Group, metric: str, label: str, baseline: str | None = 
         stat = stats.get(result.method)
         if stat is None or group.blocking(metric, result.method):
             return _without_figure(result, stat)
-        spread = "" if stat.std is None else f"± {numbers.percent(stat.std)}"
         if METRICS[metric].unit == "accuracy":
             tone: Tone = "muted" if group.at_chance(result.method) else "plain"
-            return TableCell(numbers.percent(stat.mean), spread, stat.mean, tone)
+            return TableCell(*numbers.accuracy_and_spread(stat), stat.mean, tone)
         return TableCell(*numbers.mean_and_spread(stat, scale), stat.mean)
 
     return Heading(label, scale.unit), cell
