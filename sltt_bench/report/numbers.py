@@ -27,9 +27,19 @@ def mean_and_spread(stat: Stat, scale: Scale) -> tuple[str, str]:
         return mean, "± 0" if stat.geometric_std == 1 else f"{TIMES_OR_BY} {_factor(stat.geometric_std, 1.0)}"
     if stat.std is None:
         return mean, ""
+    return mean, spread_beside(mean, stat.std / scale.factor)
+
+
+def accuracy_and_spread(stat: Stat) -> tuple[str, str]:
+    """("94.44", "± 0.16"): the same of an accuracy, in percent."""
+    mean = percent(stat.mean)
+    return mean, "" if stat.std is None else spread_beside(mean, 100 * stat.std)
+
+
+def spread_beside(mean: str, std: float) -> str:
+    """ "± 0.3": a standard deviation to the decimals of a mean, or to its first digit where these are all 0."""
     decimals = len(mean.partition(".")[2])
-    spread = stat.std / scale.factor
-    return mean, "± " + (f"{spread:.{decimals}f}" if round(spread, decimals) else significant(spread, 1))
+    return "± " + (f"{std:.{decimals}f}" if round(std, decimals) else significant(std, 1))
 
 
 def percent(share: float, decimals: int = 2) -> str:
@@ -84,6 +94,8 @@ def _points(value: float, more: int) -> str:
 
 
 _factor = Notation(_ratio)
+fraction = Notation(lambda value, more: f"{value:.{3 + more}f}")
+"""0.98765 → "0.988": a cosine, or a share that is not in percent."""
 ratio = Notation(_ratio, "×")
 """0.2345 → "0.23×"."""
 points = Notation(_points)

@@ -14,7 +14,7 @@ from sltt_bench.report import numbers
 from sltt_bench.report.document import Context
 from sltt_bench.report.grouping import make_groups
 from sltt_bench.report.groups import Group, NotComparable, differing_fields, natural_order
-from sltt_bench.report.numbers import mean_and_spread
+from sltt_bench.report.numbers import accuracy_and_spread, mean_and_spread
 from sltt_bench.report.sections.runs.frames import summary_frame
 from sltt_bench.report.sections.runs.panels import method_bars
 from sltt_bench.report.sections.runs.section import runs
@@ -102,10 +102,10 @@ def test_the_overview_shows_these_numbers(group: Group) -> None:
         "live tensors", "÷ bptt", "Pareto",
     ]  # fmt: skip
     assert shown == [
-        ["bptt", "3", "92.00 ± 2.00", "0", "95.00 ± 0.00", "2.88 ×/÷ 1.42", "1", "100 ± 0", "1", "on the front"],
-        ["sltt", "3", "91.00 ± 1.73", "−1.00 [−3.48, +1.48] n = 3", "93.00 ± 0.00", "1.57 ×/÷ 1.62",
+        ["bptt", "3", "92.00 ± 2.00", "0", "95.00 ± 0", "2.88 ×/÷ 1.42", "1", "100 ± 0", "1", "on the front"],
+        ["sltt", "3", "91.00 ± 1.73", "−1.00 [−3.48, +1.48] n = 3", "93.00 ± 0", "1.57 ×/÷ 1.62",
          "0.55× [0.37, 0.80] n = 3", "25.0 ± 0", "0.25× exact", "on the front"],
-        ["sltt-k1", "3", "90.00 ± 0.00", "−2.00 [−6.97, +2.97] n = 3", "90.00 ± 0.00", "1.57 ×/÷ 1.62",
+        ["sltt-k1", "3", "90.00 ± 0", "−2.00 [−6.97, +2.97] n = 3", "90.00 ± 0", "1.57 ×/÷ 1.62",
          "0.55× [0.37, 0.80] n = 3", "30.0 ± 0", "0.30× exact", "dominated"],
     ]  # fmt: skip
     assert (
@@ -208,7 +208,7 @@ def test_a_table_says_how_far_other_test_samples_would_move_its_accuracies(
     if points is None:
         assert "test samples" not in told
     else:
-        assert f"the same {samples:,} test samples; other samples would move" in told
+        assert f"the same {samples:,} test samples; on others an accuracy would scatter" in told
         assert f"by up to {points} points besides" in told
     assert "test samples" not in " ".join(overview(group, "bptt", brief=True).notes)
 
@@ -571,6 +571,14 @@ def test_the_interval_covers_what_it_promises(n: int, draw: coverage.Draw) -> No
     held, coloured = coverage.covered(draw, n, draws=1500)
     assert held >= 0.93
     assert coloured == pytest.approx((1 - held) * (n >= 5))
+
+
+def test_a_spread_of_accuracies_that_is_not_0_is_not_written_so() -> None:
+    """Of 50,000 test samples a hundredth of a point is five."""
+    assert accuracy_and_spread(Stat(0.6619, 0.00003, 3)) == ("66.19", "± 0.003")
+    assert accuracy_and_spread(Stat(0.6619, 0.0012, 3)) == ("66.19", "± 0.12")
+    assert accuracy_and_spread(Stat(0.6619, 0.0, 3)) == ("66.19", "± 0")
+    assert accuracy_and_spread(Stat(0.6619, None, 1)) == ("66.19", "")
 
 
 @pytest.mark.parametrize("samples", [100, 360, 1000])

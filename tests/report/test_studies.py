@@ -25,6 +25,8 @@ from sltt_bench.report import numbers
 from sltt_bench.report.claims import unfit_when
 from sltt_bench.report.grouping import make_groups
 from sltt_bench.report.groups import flat, in_words
+from sltt_bench.report.plots.studies import Drawn
+from sltt_bench.report.statistics import Stat
 from sltt_bench.results.reader import read_results
 from sltt_bench.results.schema import GRADIENTS_FILE
 from sltt_bench.running.runner import describe
@@ -609,3 +611,20 @@ def test_the_trials_of_a_studys_smoke_run_fill_their_batches(name: str) -> None:
     """What validation leaves of so few samples; settings of the study that is left out cannot be chosen."""
     for plan in plan_tuning(name, Request(smoke=True)):
         check_batches(plan)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "words"),
+    [
+        (1.0, 0.0, ("1.000", "± 0")),
+        (0.9998176, None, ("0.9998", "")),
+        (0.9999906, 0.00012, ("0.99999", "± 0.00012")),
+        (0.9897390, 0.000496, ("0.990", "± 0.0005")),
+        (0.0003, 0.0001, ("0.0003", "± 0.0001")),
+    ],
+)
+def test_a_cosine_that_is_not_1_and_a_spread_that_is_not_0_are_not_written_so(
+    mean: float, std: float | None, words: tuple[str, str]
+) -> None:
+    panel = Drawn(measure="cosine", x="neuron.tau", title="", lines=())
+    assert panel.text(Stat(mean, std, 1 if std is None else 3)) == words

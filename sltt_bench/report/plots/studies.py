@@ -92,10 +92,11 @@ class Drawn:
         """The mean with its unit, and the standard deviation."""
         unit = _MEASURES[self.measure][1]
         if unit is None:
-            return f"{mean.mean:.3f}", f"± {mean.std:.3f}" if mean.std is not None else ""
+            text = numbers.fraction(mean.mean, float(round(mean.mean)))
+            return text, numbers.spread_beside(text, mean.std) if mean.std is not None else ""
         if unit == "accuracy":
-            spread = f"± {numbers.percent(mean.std)}" if mean.std is not None else ""
-            return f"{numbers.percent(mean.mean)} %", spread
+            text, spread = numbers.accuracy_and_spread(mean)
+            return f"{text} %", spread
         scale = scale_for(unit, [mean.mean])
         text, spread = numbers.mean_and_spread(mean, scale)
         return f"{text} {scale.unit}".strip(), spread

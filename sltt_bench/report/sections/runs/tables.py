@@ -48,8 +48,8 @@ def overview(group: Group, baseline: str, *, brief: bool = False) -> Table:
         notes.append(f"Pareto: accuracies {within} count as equal.")
     if not brief and (scatter := _scatter_over_samples(group)):
         notes.append(
-            f"Accuracies: ± and [ ] are over seeds, all on the same {round(1 / group.accuracy_resolution):,} test samples; other samples "
-            f"would move an accuracy by up to {significant(100 * scatter, 2)} points besides (binomial standard deviation)."
+            f"Accuracies: ± and [ ] are over seeds, all on the same {round(1 / group.accuracy_resolution):,} test samples; on others an "
+            f"accuracy would scatter by up to {significant(100 * scatter, 2)} points besides (binomial standard deviation)."
         )
     return table_of("overview", "Accuracy, time and memory", columns, group.methods.values(), notes)
 
@@ -172,10 +172,9 @@ def _value_column(group: Group, metric: str, label: str, baseline: str | None = 
         stat = stats.get(result.method)
         if stat is None or group.blocking(metric, result.method):
             return _without_figure(result, stat)
-        spread = "" if stat.std is None else f"± {numbers.percent(stat.std)}"
         if METRICS[metric].unit == "accuracy":
             tone: Tone = "muted" if group.at_chance(result.method) else "plain"
-            return TableCell(numbers.percent(stat.mean), spread, stat.mean, tone)
+            return TableCell(*numbers.accuracy_and_spread(stat), stat.mean, tone)
         return TableCell(*numbers.mean_and_spread(stat, scale), stat.mean)
 
     return Heading(label, scale.unit), cell
