@@ -294,7 +294,7 @@ def submit(
 ) -> None:
     """Do what `run` does on a Slurm cluster: one job array, a job for each cell, all results in one folder."""
     from sltt_bench.command_line import commands, verbs
-    from sltt_bench.command_line.slurm import Resources
+    from sltt_bench.command_line.slurm import Resources, Submission
     from sltt_bench.command_line.slurm import submit as hand_over
     from sltt_bench.planning.checkpoint_file import checkpoint_file
     from sltt_bench.planning.plan import plans_of_all, processes_per_cell
@@ -328,6 +328,8 @@ def submit(
     commands.check_data(cells, data_dir)
     for plan in plans:
         commands.show_remarks(plan)
+    if resume and Submission.newest_of(out, cells) is None:
+        commands.remark("--resume: no earlier submission has these cells; a new one starts")
     submission = hand_over(
         plans, resources, out=out, data_dir=data_dir, command=command, timeout_s=timeout_s, resume=resume
     )

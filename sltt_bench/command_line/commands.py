@@ -324,6 +324,10 @@ def _left_to_do(path: Path, left: Sequence[Cell], cell: Cell) -> str:
 
 def show_remarks(plan: Plan) -> None:
     """What is left out of a plan, and what else the user should know of it."""
-    console = make_console()
-    for remark in (*plan.remarks, *plan.left_out):
-        _say(console, remark)
+    for text in (*plan.remarks, *plan.left_out):
+        remark(text)
+
+
+def remark(text: str) -> None:
+    """Say what the user should know before anything begins."""
+    _say(make_console(), text)

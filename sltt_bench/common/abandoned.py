@@ -128,7 +128,10 @@ def keep_sockets_in(folder: str | None) -> None:
 
 def remove_abandoned_folders() -> None:
     """Remove the temporary folders of processes that were killed."""
-    for place in {tempfile.gettempdir(), _SHORT}:
+    places = {_SHORT}
+    with suppress(OSError):  # where no folder is for temporary files
+        places.add(tempfile.gettempdir())
+    for place in places:
         remove_abandoned(Path(place).glob(f"{_PREFIX}*/{_MARK}"), _remove_folder_of)
 
 

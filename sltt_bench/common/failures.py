@@ -128,6 +128,8 @@ def _status_and_reason(error: BaseException) -> tuple[FailureStatus, str]:
     text = _one_line(error)
     if _SMALL_SHARED_MEMORY.search(text):
         text = f"{_REMEDY_SHARED_MEMORY} ({text})"
+    if "No usable temporary directory" in text:  # tempfile's words
+        text = f"set TMPDIR to a folder that can be written ({text})"
     if _UNMAPPED.search(text) and (limit := address_space_limit()) is not None:
         text = (
             f"{format_bytes(limit)} of address space (ulimit -v) do not hold the libraries that a cell loads: "

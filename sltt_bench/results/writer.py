@@ -71,6 +71,9 @@ class RunFolder:
             self._lock.acquire()
             # Of whatever machine: the lock keeps others out.
             remove_abandoned([*path.glob(".*.tmp"), *path.glob("*/.*.tmp")])
+            for log in (path / LOGS_FOLDER).glob("*.log"):
+                if not log.stat().st_size:  # of a cell whose command was killed
+                    log.unlink()
         except Timeout:
             raise ResultsError(
                 f"{path}: another run is writing here; wait for it, or start a run of its own without --resume"

@@ -20,6 +20,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -153,8 +154,9 @@ def main() -> None:
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     wake_as_parent_ends()
     # What torch compiles is for later cells too, and stays when a cell's own temporary folder goes.
-    compiled = os.path.join(tempfile.gettempdir(), f"torchinductor_{os.getuid()}")
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", compiled)
+    with suppress(OSError):  # where no folder is for temporary files
+        compiled = os.path.join(tempfile.gettempdir(), f"torchinductor_{os.getuid()}")
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", compiled)
     events = take_standard_output()
     failed = False
     for job in iter(_jobs().get, {}):

@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from itertools import groupby
 from typing import Any, NoReturn, cast
 
@@ -52,8 +53,9 @@ class Ranks:
             return
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
-        # Filled on the device, since the host would wait for a copy of its own numbers.
-        fill = gradients[0].new_full
+        # Filled on the device, since the host would wait for a copy of its own numbers; and so that `flat` is float32 or
+        # wider, since half precision counts no batch and holds no sum of one.
+        fill = partial(gradients[0].new_full, dtype=torch.float32)
         runs = groupby(parameter.grad is not None for parameter in trained)
         present = [fill((len([*run]),), float(there)) for there, run in runs]
         flat = torch.cat([fill((1,), samples), *present, *(gradient.reshape(-1) for gradient in gradients)])

@@ -11,7 +11,7 @@ import sys
 import textwrap
 import time
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -357,6 +357,26 @@ def test_each_node_of_a_cell_has_its_share_of_the_processes(
     assert (place.device, len(place.further_devices), place.threads) == (first, 3, 4)
 
 
+def pretend(programs: Mapping[str, str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let scripts stand in for Slurm's programs: (name, what it does)."""
+    for name, script in {"srun": "", **programs}.items():
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+
+def test_resume_of_a_submission_that_there_is_not_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend({"sbatch": "echo Submitted batch job 7", "squeue": ""}, tmp_path, monkeypatch)
+    remark = "--resume: no earlier submission has these cells; a new one starts"
+    for seeds, is_said in (("0,1", True), ("0,1", False), ("0", True)):
+        code, output = call("submit", *CELLS, "--seed", seeds, "--out", tmp_path / "out", "--resume")
+        assert code == 0, output
+        assert (remark in output) == is_said
+    assert len(list((tmp_path / "out").iterdir())) == 2
+
+
 @pytest.mark.parametrize("accepted", [0, 1])
 def test_a_refused_array_is_told_with_its_remedy_and_leaves_nothing_but_what_was_accepted(
     accepted: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -366,14 +386,8 @@ def test_a_refused_array_is_told_with_its_remedy_and_leaves_nothing_but_what_was
     arrays = (
         f"if [ -e {tmp_path}/full ]; then {refusal}; fi; touch {tmp_path}/full; echo Submitted batch job 7"
     )
-    for name, script in {
-        "sbatch": arrays if accepted else refusal,
-        "scontrol": "echo 'MaxArraySize            = 2'",
-        "srun": "",
-    }.items():
-        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
-        (tmp_path / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    programs = {"sbatch": arrays if accepted else refusal, "scontrol": "echo 'MaxArraySize            = 2'"}
+    pretend(programs, tmp_path, monkeypatch)
     (tmp_path / "first.yaml").write_text("extends: digits\ntrain: {keep_checkpoint: true}\nsmoke: {}\n")
     (tmp_path / "second.yaml").write_text("extends: first\ntimesteps: 3\ninit_from: first\n")
     recipe = str(tmp_path / "second.yaml") if accepted else "digits"

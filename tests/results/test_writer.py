@@ -26,6 +26,15 @@ def folder(tmp_path: Path) -> RunFolder:
     return RunFolder.create(tmp_path, "digits")
 
 
+def test_an_empty_log_of_a_killed_command_goes_when_its_run_is_opened_and_no_other(tmp_path: Path) -> None:
+    RunFolder(tmp_path / "run").close()
+    logs = tmp_path / "run" / "logs"
+    (logs / "cell-1.log").touch()
+    (logs / "cell-2.log").write_text("why")
+    RunFolder(tmp_path / "run").close()
+    assert [path.name for path in logs.iterdir()] == ["cell-2.log"]
+
+
 def test_rows_are_readable_the_moment_append_returns(folder: RunFolder) -> None:
     folder.append(EPOCHS_FILE, {"cell_id": "a", "epoch": 1, "train_loss": 0.1, "cold": True})
     (row,) = read_rows(folder.path / EPOCHS_FILE)

@@ -269,6 +269,33 @@ worker.wait()
     wait_for_end(stopped)
 
 
+def test_where_no_folder_is_for_temporary_files_what_needs_none_runs_and_all_else_names_the_remedy(
+    tmp_path: Path,
+) -> None:
+    program = """
+import tempfile
+tempfile._candidate_tempdir_list = lambda: []
+from sltt_bench.common.failures import classify
+from sltt_bench.running import worker
+from sltt_bench.running.lanes import Lanes
+with Lanes(), worker.own_temporary_folder():
+    try:
+        tempfile.mkstemp()
+    except OSError as error:
+        print(classify(error)[1], flush=True)
+worker.main()
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write("{}\n")
+    process.stdin.flush()  # and left open: its end would mean that the runner ended
+    assert "set TMPDIR to a folder that can be written (" in process.stdout.read()
+    assert process.wait(60) == 0
+
+
 def test_temporary_files_of_a_process_go_when_it_ends_or_is_killed_and_nobody_elses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

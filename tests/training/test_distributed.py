@@ -119,6 +119,17 @@ def test_alone_nothing_is_exchanged() -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True) if b is not None)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_gradients_of_any_precision_are_exchanged_without_overflow_or_miscounted_samples(
+    dtype: torch.dtype,
+) -> None:
+    weight = torch.nn.Parameter(torch.zeros(3, dtype=dtype))
+    gradient = torch.tensor([1000.0, -0.5, 1.0], dtype=dtype)
+    weight.grad = gradient.clone()
+    Ranks(0, 2, connected=False).exchange_gradients([weight], samples=257)
+    assert weight.grad.tolist() == gradient.tolist()
+
+
 def test_figures_of_ranks_become_one_row() -> None:
     rows = [
         {"epoch": 1, "cold": True, "train_s": 2.0, "samples_per_s": 50.0, "energy_j": 5.0, "samples": 100,
