@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -21,7 +22,7 @@ from sltt_bench.measure import (
     without_times_that_one_lacks,
 )
 from sltt_bench.measure import profiler as profiler_module
-from sltt_bench.measure.devices import ComputeDevice
+from sltt_bench.measure.devices import ComputeDevice, compute_device
 from sltt_bench.measure.nvml import Missing, Readings
 from sltt_bench.measure.processors import Processors, Shares
 from sltt_bench.measure.profiler import STOOD_STILL
@@ -155,6 +156,33 @@ def test_what_was_allocated_before_training_is_a_column_of_its_own(device: Recor
         with epoch.train():
             device.calls.append("body")
     assert epoch.figures()["allocated_at_reset_bytes"] == 2 * MIB
+
+
+def test_each_figure_of_a_gpus_allocator_is_torchs_of_that_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, asked = torch.device("cuda", 3), []
+
+    def answer(name: str, value: int) -> None:
+        monkeypatch.setattr(torch.cuda, name, lambda device: asked.append((name, device)) or value)
+
+    for value, name in enumerate(
+        ("memory_allocated", "memory_reserved", "max_memory_allocated", "max_memory_reserved")
+    ):
+        answer(name, value)
+    answer("synchronize", 0)
+    answer("reset_peak_memory_stats", 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=f"{device}"))
+    cuda = compute_device(gpu)
+    assert (cuda.allocated_bytes(), cuda.memory_now(), cuda.reserved_bytes(), cuda.gpu_uuid) == (
+        0,
+        0,
+        1,
+        "cuda:3",
+    )
+    assert cuda.allocator_peaks() == {"peak_allocated_bytes": 2, "peak_reserved_bytes": 3}
+    asked.clear()
+    cuda.synchronize()
+    cuda.reset_peaks()
+    assert asked == [("synchronize", gpu), ("reset_peak_memory_stats", gpu)]
 
 
 def test_a_figure_that_a_technique_makes_meaningless_is_empty_with_its_reason(
