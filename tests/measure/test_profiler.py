@@ -355,6 +355,32 @@ def test_a_system_that_counts_less_than_we_used_counts_nothing(monkeypatch: pyte
     assert "counts less time on its processors" in shares.reason
 
 
+def test_a_process_that_ends_while_it_is_counted_is_counted_with_its_parent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scans = []
+
+    class Command:
+        """Of its two children one ends during the first scan: its time is then in that of ended children."""
+
+        def children(self, recursive: bool) -> list["Child"]:
+            scans.append(recursive)
+            return [Child(), Child()] if len(scans) == 1 else [Child()]
+
+        def cpu_times(self) -> tuple[float, ...]:
+            return (1.0, 2.0, 0.0, 0.0, 9.0) if len(scans) == 1 else (1.0, 2.0, 3.0, 1.0, 9.0)
+
+    class Child:
+        def cpu_times(self) -> tuple[float, ...]:
+            if len(scans) == 1:
+                raise processors.psutil.NoSuchProcess(7)
+            return (10.0, 0.0, 0.0, 0.0, 9.0)
+
+    monkeypatch.setattr(processors.psutil, "Process", lambda _: Command())
+    assert Processors(1)._own_s() == 17.0
+    assert scans == [True, True]
+
+
 def test_a_system_without_such_clocks_leaves_the_columns_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(percpu: bool) -> None:
         raise PermissionError("/proc/stat")
@@ -455,6 +481,24 @@ def test_a_late_beat_tells_a_stopped_process_from_a_busy_one(
     watched = standstills.Standstills()
     assert watched.seconds() == 0.0
     assert watched.seconds() == pytest.approx(stood)
+
+
+def test_standstills_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    at = [(0.0, 0.0), (0.2, 60.0), (3.2, 60.0), (3.4, 90.0)]
+    clocks = iter([standstills._Beat(now, 0.0, asleep) for now, asleep in at])
+    monkeypatch.setattr(standstills.Standstills, "_clocks", lambda self: next(clocks))
+    watched = standstills.Standstills()
+    assert [watched.seconds() for _ in at[1:]] == pytest.approx([60.0, 63.0, 93.0])
+
+
+def test_time_in_which_a_thread_waited_for_a_processor_is_no_standstill(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As the system counts it: nanoseconds at work, nanoseconds of waiting, how often the thread ran."""
+    (tmp_path / "schedstat").write_text("5000000000 3000000000 200\n", encoding="ascii")
+    monkeypatch.setattr(standstills, "Path", lambda _: tmp_path / "schedstat")
+    awake = standstills.Standstills()._clocks().awake
+    assert awake == pytest.approx(3.0 + 200 * sys.getswitchinterval())
 
 
 def test_where_one_process_stood_still_the_others_that_waited_for_it_have_no_time_either() -> None:
