@@ -32,7 +32,9 @@ def sigmoid(x: Tensor) -> Tensor:
 
 def arctan(x: Tensor) -> Tensor:
     """1 / (1 + (π x)²): the derivative of arctan(π x) / π (Fang et al. 2021)."""
-    return 1 / (1 + (math.pi * x) ** 2)
+    scaled = math.pi * x
+    # A power, and a reciprocal that is not in place, would be float32 under the autocast of a GPU, not under that of a CPU.
+    return (1 + scaled * scaled).reciprocal_()
 
 
 SURROGATES: dict[str, Derivative] = {f.__name__: f for f in (triangle, rectangle, sigmoid, arctan)}

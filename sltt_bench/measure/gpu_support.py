@@ -10,6 +10,7 @@ import re
 import runpy
 from collections.abc import Sequence
 from importlib.util import find_spec
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,7 +50,7 @@ def installed_wheel() -> Wheel | None:
 
 def shown_gpus() -> list[Gpu]:
     """The GPUs that NVML shows; none where CUDA_VISIBLE_DEVICES hides all of them, or without NVML."""
-    if _all_hidden():
+    if _visible() == []:
         return []
     try:
         return list_gpus()
@@ -57,10 +58,15 @@ def shown_gpus() -> list[Gpu]:
         return []
 
 
-def _all_hidden() -> bool:
-    """Whether CUDA_VISIBLE_DEVICES hides every GPU: as in CUDA, its list ends at the first entry that names none."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return visible is not None and visible.split(",")[0].strip() in ("", "-1", "NoDevFiles")
+def _visible() -> list[str] | None:
+    """The GPUs that CUDA_VISIBLE_DEVICES names: as in CUDA, its list ends at the first entry that names none. None if it
+    is not set.
+    """
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is None:
+        return None
+    entries = (entry.strip() for entry in listed.split(","))
+    return list(takewhile(lambda entry: entry not in ("", "-1", "NoDevFiles"), entries))
 
 
 def why_unusable(gpus: list[Gpu], wheel: Wheel | None) -> str | None:
@@ -110,14 +116,14 @@ def why_absent(device: str, gpus: list[Gpu]) -> str | None:
 
     A driver whose device files are there may serve torch without NVML: Jetson, WSL, ROCm.
     """
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if _all_hidden():
-        return f"CUDA_VISIBLE_DEVICES is {visible!r} and hides every GPU"
+    listed, visible = os.environ.get("CUDA_VISIBLE_DEVICES"), _visible()
+    if visible == []:
+        return f"CUDA_VISIBLE_DEVICES is {listed!r} and hides every GPU"
     if gpus:
-        count = len(gpus) if visible is None else min(len(gpus), len(visible.split(",")))
+        count = len(gpus) if visible is None else min(len(gpus), len(visible))
         if int(device.partition(":")[2] or 0) < count:
             return None
-        limit = "" if visible is None else f" (CUDA_VISIBLE_DEVICES is {visible!r})"
+        limit = "" if visible is None else f" (CUDA_VISIBLE_DEVICES is {listed!r})"
         return f"there {'is 1 GPU' if count == 1 else f'are {count} GPUs'} here, the last is cuda:{count - 1}{limit}"
     if any(Path(file).exists() for file in DRIVER_FILES):
         return None

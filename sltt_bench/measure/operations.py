@@ -45,6 +45,7 @@ _ELEMENTWISE = {
     _aten.div: 1,
     _aten.div_: 1,
     _aten.reciprocal: 1,
+    _aten.reciprocal_: 1,
     _aten.square: 1,
     _aten.lerp: 1,
     _aten.lerp_: 1,

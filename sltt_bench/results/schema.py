@@ -119,7 +119,7 @@ peak_reserved_bytes       int    CUDA allocator: peak of memory reserved from th
 peak_nvml_bytes           int    NVML: peak of memory used, by sampling, while training
 peak_nvml_scope           str    whose memory that is: process or device
 peak_rss_bytes            int    operating system: peak resident set of the worker process (VmHWM) while
-                                 training
+                                 training, without that of the processes that load data (data.workers)
 peak_tensor_bytes         int    peak of live tensor bytes in one instrumented training iteration of the cell,
                                  counted exactly over storages
 energy_j                  float  joules of the whole device while training, from NVML's energy counter

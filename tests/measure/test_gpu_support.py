@@ -124,6 +124,7 @@ def test_a_cell_computes_on_the_gpu_that_was_asked_for_among_those_that_torch_se
         ([GPU], "-1", (), "cuda:0", "CUDA_VISIBLE_DEVICES is '-1' and hides every GPU"),
         ([GPU], None, (), "cuda:1", "there is 1 GPU here, the last is cuda:0;"),
         ([GPU, GPU], None, (), "cuda:2", "there are 2 GPUs here, the last is cuda:1;"),
+        ([GPU, GPU], "0,-1,1", (), "cuda:1", r"the last is cuda:0 \(CUDA_VISIBLE_DEVICES is '0,-1,1'\);"),
         ([GPU, GPU], "1", (), "cuda:1", r"the last is cuda:0 \(CUDA_VISIBLE_DEVICES is '1'\);"),
         (
             [GPU],

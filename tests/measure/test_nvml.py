@@ -288,6 +288,21 @@ with profiler_of(interval_s=60) as profiler:
     assert printed["figures"]["gpu_util_mean"] == pytest.approx(0.8)
 
 
+def test_utilisation_is_the_mean_of_the_readings(script: Script) -> None:
+    printed = script("""
+now(utilisation=20)
+with profiler_of() as profiler:
+    epoch = profiler.epoch(1)
+    with epoch.train():
+        next_samples()
+        now(utilisation=80)
+    figures = epoch.figures()
+""")
+    readings = [sample["gpu_util"] for sample in printed["samples"] if sample["phase"] == "train"][1:]
+    assert {0.2, 0.8} == set(readings)
+    assert printed["figures"]["gpu_util_mean"] == pytest.approx(sum(readings) / len(readings))
+
+
 def test_a_utilisation_above_the_whole_is_no_reading(script: Script) -> None:
     printed = script("""
 with profiler_of() as profiler:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -21,7 +22,7 @@ from sltt_bench.measure import (
     without_times_that_one_lacks,
 )
 from sltt_bench.measure import profiler as profiler_module
-from sltt_bench.measure.devices import ComputeDevice
+from sltt_bench.measure.devices import ComputeDevice, compute_device
 from sltt_bench.measure.nvml import Missing, Readings
 from sltt_bench.measure.processors import Processors, Shares
 from sltt_bench.measure.profiler import STOOD_STILL
@@ -155,6 +156,33 @@ def test_what_was_allocated_before_training_is_a_column_of_its_own(device: Recor
         with epoch.train():
             device.calls.append("body")
     assert epoch.figures()["allocated_at_reset_bytes"] == 2 * MIB
+
+
+def test_each_figure_of_a_gpus_allocator_is_torchs_of_that_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, asked = torch.device("cuda", 3), []
+
+    def answer(name: str, value: int) -> None:
+        monkeypatch.setattr(torch.cuda, name, lambda device: asked.append((name, device)) or value)
+
+    for value, name in enumerate(
+        ("memory_allocated", "memory_reserved", "max_memory_allocated", "max_memory_reserved")
+    ):
+        answer(name, value)
+    answer("synchronize", 0)
+    answer("reset_peak_memory_stats", 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=f"{device}"))
+    cuda = compute_device(gpu)
+    assert (cuda.allocated_bytes(), cuda.memory_now(), cuda.reserved_bytes(), cuda.gpu_uuid) == (
+        0,
+        0,
+        1,
+        "cuda:3",
+    )
+    assert cuda.allocator_peaks() == {"peak_allocated_bytes": 2, "peak_reserved_bytes": 3}
+    asked.clear()
+    cuda.synchronize()
+    cuda.reset_peaks()
+    assert asked == [("synchronize", gpu), ("reset_peak_memory_stats", gpu)]
 
 
 def test_a_figure_that_a_technique_makes_meaningless_is_empty_with_its_reason(
@@ -327,6 +355,32 @@ def test_a_system_that_counts_less_than_we_used_counts_nothing(monkeypatch: pyte
     assert "counts less time on its processors" in shares.reason
 
 
+def test_a_process_that_ends_while_it_is_counted_is_counted_with_its_parent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scans = []
+
+    class Command:
+        """Of its two children one ends during the first scan: its time is then in that of ended children."""
+
+        def children(self, recursive: bool) -> list["Child"]:
+            scans.append(recursive)
+            return [Child(), Child()] if len(scans) == 1 else [Child()]
+
+        def cpu_times(self) -> tuple[float, ...]:
+            return (1.0, 2.0, 0.0, 0.0, 9.0) if len(scans) == 1 else (1.0, 2.0, 3.0, 1.0, 9.0)
+
+    class Child:
+        def cpu_times(self) -> tuple[float, ...]:
+            if len(scans) == 1:
+                raise processors.psutil.NoSuchProcess(7)
+            return (10.0, 0.0, 0.0, 0.0, 9.0)
+
+    monkeypatch.setattr(processors.psutil, "Process", lambda _: Command())
+    assert Processors(1)._own_s() == 17.0
+    assert scans == [True, True]
+
+
 def test_a_system_without_such_clocks_leaves_the_columns_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(percpu: bool) -> None:
         raise PermissionError("/proc/stat")
@@ -427,6 +481,24 @@ def test_a_late_beat_tells_a_stopped_process_from_a_busy_one(
     watched = standstills.Standstills()
     assert watched.seconds() == 0.0
     assert watched.seconds() == pytest.approx(stood)
+
+
+def test_standstills_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    at = [(0.0, 0.0), (0.2, 60.0), (3.2, 60.0), (3.4, 90.0)]
+    clocks = iter([standstills._Beat(now, 0.0, asleep) for now, asleep in at])
+    monkeypatch.setattr(standstills.Standstills, "_clocks", lambda self: next(clocks))
+    watched = standstills.Standstills()
+    assert [watched.seconds() for _ in at[1:]] == pytest.approx([60.0, 63.0, 93.0])
+
+
+def test_time_in_which_a_thread_waited_for_a_processor_is_no_standstill(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As the system counts it: nanoseconds at work, nanoseconds of waiting, how often the thread ran."""
+    (tmp_path / "schedstat").write_text("5000000000 3000000000 200\n", encoding="ascii")
+    monkeypatch.setattr(standstills, "Path", lambda _: tmp_path / "schedstat")
+    awake = standstills.Standstills()._clocks().awake
+    assert awake == pytest.approx(3.0 + 200 * sys.getswitchinterval())
 
 
 def test_where_one_process_stood_still_the_others_that_waited_for_it_have_no_time_either() -> None:

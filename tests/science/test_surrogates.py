@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sltt_bench.surrogates import SURROGATES, derivative, spike
+from sltt_bench.torch_internals import TorchDispatchMode
 
 FORMULAS = {
     "triangle": lambda x: np.maximum(0.0, 1 - np.abs(x)),
@@ -101,3 +102,33 @@ def test_the_triangle_of_another_width_is_the_published_one():
     x = torch.tensor([-1.5, -0.4, 0.0, 1.0], dtype=torch.float64)
     published = (2.0 - x.abs()).clamp(min=0) / 2.0**2
     assert torch.allclose(derivative(x, "triangle", 2.0), published)
+
+
+IN_FLOAT32_UNDER_A_GPUS_AUTOCAST = {
+    "pow",
+    "reciprocal",
+    "exp",
+    "log",
+    "rsqrt",
+    "sum",
+    "prod",
+    "norm",
+    "softplus",
+    "tan",
+    "cosh",
+}
+"""Of torch's list ("CUDA Ops that can autocast to float32") what a surrogate may be written with."""
+
+
+@pytest.mark.parametrize("surrogate", SURROGATES)
+def test_a_surrogate_keeps_its_format_under_a_gpus_autocast_as_under_a_cpus(surrogate):
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            names.add(func._overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    names = set()
+    with Names():
+        derivative(torch.linspace(-2, 2, 9), surrogate, width=2.0)
+    assert names
+    assert names.isdisjoint(IN_FLOAT32_UNDER_A_GPUS_AUTOCAST)
