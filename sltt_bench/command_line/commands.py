@@ -257,7 +257,7 @@ def _initial_weights(out: Path, gate: Preflight, cell: Cell) -> Path | None:
     checkpoint = finished_checkpoint(out, prerequisite, cell.needs)
     if checkpoint is None:
         raise NotRunnable(
-            f"its prerequisite {prerequisite} did not finish; mend that run, or use --init PATH or --init random"
+            f"its prerequisite {prerequisite} did not finish; mend that run, or `run` with --init PATH or --init random"
         )
     return checkpoint
 

@@ -81,7 +81,7 @@ def parse_seeds(text: str | None) -> list[int] | None:
         raise UserError(f"--seed {text}: seeds are whole numbers, e.g. --seed 0,1,2")
     seeds = [int(part) for part in parts]
     if not all(0 <= seed <= MAX_SEED for seed in seeds):
-        raise UserError(f"--seed {text}: a seed is from 0 to 2**53 - 1")
+        raise UserError(f"--seed {text}: a seed is from 0 to 2**32 - 1")
     return list(dict.fromkeys(seeds))
 
 

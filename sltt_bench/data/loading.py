@@ -159,7 +159,11 @@ class BatchOrder(Sampler[list[Key]]):
 
 
 def derived_seed(*parts: int) -> int:
-    """A seed that is a pure function of some integers, and of no other ones in practice."""
+    """A seed that is a pure function of some integers, and of no other ones in practice.
+
+    torch's generator looks at 32 of its 64 bits, so a few samples share their draws by chance: of ImageNet's 1.28 million
+    in an epoch about 190 pairs.
+    """
     return int(np.random.SeedSequence([part % 2**64 for part in parts]).generate_state(1, np.uint64)[0])
 
 

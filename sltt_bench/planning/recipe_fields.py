@@ -22,8 +22,8 @@ TimeSteps = Annotated[int, Field(ge=1, le=16_384)]
 """A second of sound at 16 kHz, sample by sample, is the longest sequence that fits."""
 Epochs = Annotated[int, Field(ge=1, le=100_000)]
 """More is beyond what anybody waits for."""
-MAX_SEED = 2**53 - 1
-"""Beyond it readers of CSV and JSON take two seeds for one."""
+MAX_SEED = 2**32 - 1
+"""torch's generator of a CPU looks at no more bits: from a larger one initial weights would be those of a smaller one."""
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
 MAX_GRID_POINTS = 2_000

@@ -276,7 +276,7 @@ def seed_of_rank(seed: int, rank: int) -> int:
 def seed_everything(seed: int) -> None:
     """Seed Python's, NumPy's and torch's global generators (on every device)."""
     random.seed(seed)
-    np.random.seed(seed % 2**32)
+    np.random.seed(seed)
     torch.manual_seed(seed)
 
 

@@ -74,7 +74,7 @@ def check_weights(network: nn.Module, weights: Mapping[str, Tensor], source: obj
         ]
         raise InitError(
             f"{source}: these weights are not of this network ({len(faults)} mismatches); choose the model, "
-            "its width and the data that they were trained with, or start with --init random\n  "
+            "its width and the data that they were trained with, or start from random weights (`run --init random`)\n  "
             + "\n  ".join(shown)
         )
 

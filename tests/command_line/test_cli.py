@@ -34,6 +34,7 @@ ERRORS = {
     ("run", "digits", "--seed", "x"): "seeds are whole numbers",
     ("run", "digits", "--seed", "²", "--dry-run"): "seeds are whole numbers",
     ("run", "digits", "--seed", "1_0", "--dry-run"): "seeds are whole numbers",
+    ("run", "digits", "--seed", "0,4294967296", "--dry-run"): "a seed is from 0 to 2**32 - 1",
     ("run", "digits", "--seed", "", "--dry-run"): "--seed '': is an empty list",
     ("run", "digits", "--method", " , ", "--dry-run"): "--method ' , ': is an empty list",
     ("run", "digits", "--backend", "", "--dry-run"): "--backend '': is an empty list",

@@ -196,7 +196,7 @@ IMPOSSIBLE = {
     "neuron.v_threshold": [".inf", "1e-300", "0", "-1", "1e300"],
     "neuron.v_reset": ["-.inf", ".nan"],
     "loss.alpha": [".nan", "-0.1", "1.1"],
-    "seeds": ["[-1]", "[9007199254740992]", "[]", "[1.5]"],
+    "seeds": ["[-1]", "[4294967296]", "[]", "[1.5]"],
     "data.workers": ["-1", "1000000"],
     "data.prefetch_factor": ["0", "1000000"],
     "data.train_samples": ["0", "1000000000000"],

@@ -12,6 +12,7 @@ from torch import nn
 from sltt_bench.data.loading import BatchOrder
 from sltt_bench.planning.plan import Cell
 from sltt_bench.planning.recipe import load_recipe
+from sltt_bench.planning.recipe_fields import MAX_SEED
 from sltt_bench.training import experiment
 from sltt_bench.training.distributed import (
     ALONE,
@@ -108,6 +109,14 @@ def test_processes_of_several_seeds_share_no_random_numbers() -> None:
     draws = {experiment.seed_of_rank(seed, rank) % 2**32 for seed in range(20) for rank in range(8)}
     assert len(draws) == 20 * 8
     assert [experiment.seed_of_rank(seed, 0) for seed in range(3)] == [0, 1, 2]
+
+
+def test_no_two_seeds_begin_with_the_same_weights() -> None:
+    def drawn(seed: int) -> float:
+        return float(torch.rand((), generator=torch.Generator().manual_seed(seed)))
+
+    assert len({drawn(seed) for seed in (0, 1, MAX_SEED)}) == 3
+    assert drawn(MAX_SEED + 1) == drawn(0), "the bits that torch looks at"
 
 
 def test_alone_nothing_is_exchanged() -> None:

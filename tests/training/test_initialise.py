@@ -120,7 +120,7 @@ def test_mismatches_are_listed_together_by_name_and_shape_and_nothing_is_loaded(
     first, *faults = str(raised.value).splitlines()
     assert first == (
         f"{path}: these weights are not of this network (4 mismatches); choose the model, "
-        "its width and the data that they were trained with, or start with --init random"
+        "its width and the data that they were trained with, or start from random weights (`run --init random`)"
     )
     assert [fault.strip() for fault in faults] == [
         "layer1.0.conv1.gain: missing from the file; the network has (4, 1, 1, 1)",
