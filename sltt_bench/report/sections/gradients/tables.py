@@ -18,7 +18,7 @@ _ROUNDING = 1e-6
 def overview(family: GradientFamily, name: str) -> Table:
     """A row for each point of the grid, at the last epoch that was looked at."""
     notes = [
-        f"Mean over {family.mean_over}; ± standard deviation over batches.",
+        f"Mean over {family.mean_over}; ± standard deviation over {family.spread_over}.",
         f"{family.when[0].upper()}{family.when[1:]}.",
         *(f"{failure}." for failure in family.failures),
     ]
@@ -95,7 +95,7 @@ def rules_table(family: GradientFamily, name: str) -> Table:
     network = family.last(family.rules, "network").sort_values("cosine_mean", ascending=False, kind="stable")
     note = (
         f"{family.when[0].upper()}{family.when[1:]}; mean over {family.mean_over}"
-        f", ± standard deviation over batches. Empty where a gradient was 0."
+        f", ± standard deviation over {family.spread_over}. Empty where a gradient was 0."
     )
     return table_of(
         f"{name}-rules",
