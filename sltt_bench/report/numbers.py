@@ -33,7 +33,9 @@ def mean_and_spread(stat: Stat, scale: Scale) -> tuple[str, str]:
 def accuracy_and_spread(stat: Stat) -> tuple[str, str]:
     """("94.44", "± 0.16"): the same of an accuracy, in percent."""
     mean = percent(stat.mean)
-    return mean, "" if stat.std is None else spread_beside(mean, 100 * stat.std)
+    if not stat.std:
+        return mean, "" if stat.std is None else f"± {percent(0.0)}"
+    return mean, spread_beside(mean, 100 * stat.std)
 
 
 def spread_beside(mean: str, std: float) -> str:

@@ -27,6 +27,7 @@ from sltt_bench.planning.recipe_faults import RecipeError
 from sltt_bench.report.document import Context, Contribution, Figure, MissingFigure, Section, Table
 from sltt_bench.report.sections.gradients.families import find_families
 from sltt_bench.report.sections.gradients.section import gradients
+from sltt_bench.report.sections.gradients.tables import overview
 from sltt_bench.results.reader import read_results
 from sltt_bench.results.schema import (
     CELLS_FILE,
@@ -454,12 +455,33 @@ def test_weights_of_a_checkpoint_are_not_called_initial(copied: Path, init: str 
     assert table.notes[1].startswith(words)
 
 
+LATER = {"started_utc": "2999-01-01T00:00:00+00:00"}
+
+
+def test_spreads_of_several_seeds_are_the_mean_of_each_ones_over_batches_and_said_to_be(
+    analysed: Path, copied: Path
+) -> None:
+    provenance = json.loads((copied / PROVENANCE_FILE).read_text())
+    (copied / PROVENANCE_FILE).write_text(json.dumps(provenance | LATER))
+    for file in (CELLS_FILE, GRADIENTS_FILE, EPOCHS_FILE):
+        rows = pd.read_csv(copied / file)
+        changed = {CELLS_FILE: LATER, GRADIENTS_FILE: {"cosine_mean": 0.5, "cosine_std": 0.25}}.get(file, {})
+        rows.assign(seed=rows["seed"] + 1, **changed).to_csv(copied / file, index=False)
+    (family,) = find_families(read_results([copied, analysed]))
+    (alone,) = find_families(read_results([analysed]))
+    one, both = (each.last(each.gradients, "network") for each in (alone, family))
+    assert both["cosine_mean"].tolist() == pytest.approx(((one["cosine_mean"] + 0.5) / 2).tolist())
+    assert both["cosine_std"].tolist() == pytest.approx(((one["cosine_std"] + 0.25) / 2).tolist())
+    note = "Mean over 2 batches{}; ± standard deviation over batches{}."
+    assert overview(alone, "x").notes[0] == note.format("", "")
+    assert overview(family, "x").notes[0] == note.format(" and 2 seeds", ", averaged over seeds")
+
+
 def test_of_what_was_analysed_again_the_newest_counts_alone(analysed: Path, copied: Path) -> None:
     """Another version, say, whose cosines are others: no further seed, and no mean of the two."""
     provenance = json.loads((copied / PROVENANCE_FILE).read_text())
-    later = {"started_utc": "2999-01-01T00:00:00+00:00"}
-    (copied / PROVENANCE_FILE).write_text(json.dumps(provenance | later))
-    pd.read_csv(copied / CELLS_FILE).assign(**later).to_csv(copied / CELLS_FILE, index=False)
+    (copied / PROVENANCE_FILE).write_text(json.dumps(provenance | LATER))
+    pd.read_csv(copied / CELLS_FILE).assign(**LATER).to_csv(copied / CELLS_FILE, index=False)
     pd.read_csv(copied / GRADIENTS_FILE).assign(cosine_mean=0.25).to_csv(copied / GRADIENTS_FILE, index=False)
     pd.read_csv(copied / EPOCHS_FILE).assign(test_top1=0.5).to_csv(copied / EPOCHS_FILE, index=False)
     (family,) = find_families(read_results([copied, analysed]))

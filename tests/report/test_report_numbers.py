@@ -102,10 +102,10 @@ def test_the_overview_shows_these_numbers(group: Group) -> None:
         "live tensors", "÷ bptt", "Pareto",
     ]  # fmt: skip
     assert shown == [
-        ["bptt", "3", "92.00 ± 2.00", "0", "95.00 ± 0", "2.88 ×/÷ 1.42", "1", "100 ± 0", "1", "on the front"],
-        ["sltt", "3", "91.00 ± 1.73", "−1.00 [−3.48, +1.48] n = 3", "93.00 ± 0", "1.57 ×/÷ 1.62",
+        ["bptt", "3", "92.00 ± 2.00", "0", "95.00 ± 0.00", "2.88 ×/÷ 1.42", "1", "100 ± 0", "1", "on the front"],
+        ["sltt", "3", "91.00 ± 1.73", "−1.00 [−3.48, +1.48] n = 3", "93.00 ± 0.00", "1.57 ×/÷ 1.62",
          "0.55× [0.37, 0.80] n = 3", "25.0 ± 0", "0.25× exact", "on the front"],
-        ["sltt-k1", "3", "90.00 ± 0", "−2.00 [−6.97, +2.97] n = 3", "90.00 ± 0", "1.57 ×/÷ 1.62",
+        ["sltt-k1", "3", "90.00 ± 0.00", "−2.00 [−6.97, +2.97] n = 3", "90.00 ± 0.00", "1.57 ×/÷ 1.62",
          "0.55× [0.37, 0.80] n = 3", "30.0 ± 0", "0.30× exact", "dominated"],
     ]  # fmt: skip
     assert (
@@ -577,7 +577,7 @@ def test_a_spread_of_accuracies_that_is_not_0_is_not_written_so() -> None:
     """Of 50,000 test samples a hundredth of a point is five."""
     assert accuracy_and_spread(Stat(0.6619, 0.00003, 3)) == ("66.19", "± 0.003")
     assert accuracy_and_spread(Stat(0.6619, 0.0012, 3)) == ("66.19", "± 0.12")
-    assert accuracy_and_spread(Stat(0.6619, 0.0, 3)) == ("66.19", "± 0")
+    assert accuracy_and_spread(Stat(0.6619, 0.0, 3)) == ("66.19", "± 0.00")
     assert accuracy_and_spread(Stat(0.6619, None, 1)) == ("66.19", "")
 
 

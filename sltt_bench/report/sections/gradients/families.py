@@ -93,6 +93,11 @@ class GradientFamily:
         seeds = f" and {self.seeds} seeds" if self.seeds > 1 else ""
         return counted(self.batches, "batch") + seeds
 
+    @property
+    def spread_over(self) -> str:
+        """What a standard deviation is over, in words; there is nothing of how far seeds differ in it."""
+        return "batches" + ", averaged over seeds" * (self.seeds > 1)
+
     def values(self, field: str) -> list[Any]:
         """The values that a field of the grid took."""
         return sorted(self.gradients[field].unique())

@@ -40,7 +40,7 @@ def _against(field: str, family: GradientFamily, name: str) -> Figure | MissingF
         return MissingFigure(title, f"only one {WORDS[field]} was analysed", command)
     caption = (
         f"{COSINE} {family.when}. {_fixed_words(family, drawn, but=(field,))}Mean over "
-        f"{family.mean_over}, bars one standard deviation over batches; dotted: no temporal part."
+        f"{family.mean_over}, bars one standard deviation over {family.spread_over}; dotted: no temporal part."
     )
     panels = [_panel("Whole network", drawn, field)]
     lowest = family.lowest_layer
@@ -133,7 +133,7 @@ def _course(family: GradientFamily, name: str) -> Figure | MissingFigure:
     caption = (
         f"{COSINE} while the network is trained with {family.method}{only}. {_fixed_words(family, rows)}"
         f"Mean over {family.mean_over}, the same training batches at every epoch, bars one "
-        "standard deviation over batches."
+        f"standard deviation over {family.spread_over}."
     )
     return Figure(f"{name}-course", title, caption, draw_lines, lambda: tuple(panels))
 

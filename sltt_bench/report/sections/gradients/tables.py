@@ -19,7 +19,7 @@ _ROUNDING = 1e-6
 def overview(family: GradientFamily, name: str) -> Table:
     """A row for each point of the grid, at the last epoch that was looked at."""
     notes = [
-        f"Mean over {family.mean_over}; ± standard deviation over batches.",
+        f"Mean over {family.mean_over}; ± standard deviation over {family.spread_over}.",
         f"{family.when[0].upper()}{family.when[1:]}.",
         *(f"{failure}." for failure in family.failures),
     ]
@@ -95,7 +95,7 @@ _LOWEST_LAYER = (Heading("lowest layer", numeric=False), _lowest_layer_cell)
 def rules_table(family: GradientFamily, name: str) -> Table:
     """Each rule's gradient over all weights beside BPTT's, the nearest first, at the last epoch."""
     network = family.last(family.rules, "network").sort_values("cosine_mean", ascending=False, kind="stable")
-    mean = f"mean over {family.mean_over}, ± standard deviation over batches"
+    mean = f"mean over {family.mean_over}, ± standard deviation over {family.spread_over}"
     note = f"{family.when[0].upper()}{family.when[1:]}; {mean}. Empty where a gradient was 0."
     columns, title = [*_rule_columns(family), _LOWEST_LAYER], "Each rule's gradient beside BPTT's"
     return table_of(f"{name}-rules", title, columns, network.to_dict("records"), [note])
