@@ -34,6 +34,7 @@ def test_operations_of_a_linear_layer_by_hand() -> None:
     assert figures["dense_synops"] == 2 * 6
     assert figures["effective_acs"] == 1.5
     assert figures["effective_macs"] == 1.5
+    assert (MAC_PJ, AC_PJ) == (4.6, 0.9), "Horowitz 2014"
     assert figures["connection_sparsity"] == 0.5
     assert figures["footprint_bytes"] == 4 * (6 + 2)
     assert figures["estimated_energy_45nm_pj"] == pytest.approx(1.5 * MAC_PJ + 1.5 * AC_PJ)
@@ -43,6 +44,18 @@ def test_a_border_counts_without_its_padding() -> None:
     network = nn.Sequential(nn.Conv2d(1, 5, 3, padding=1, bias=False), LIF(LIFParameters()))
     figures = counted(network, [torch.ones(1, 1, 3, 3)])
     assert figures["dense_synops"] == figures["effective_acs"] == 5 * (9 + 4 * 6 + 4 * 4)
+
+
+def test_a_layer_that_is_called_with_inputs_of_several_sizes_counts_each_by_its_own() -> None:
+    class Pyramid(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shared, self.neurons = nn.Conv2d(1, 3, 1), LIF(LIFParameters())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.neurons(self.shared(x)) + self.shared(x[..., :2, :2]).mean()
+
+    assert counted(Pyramid(), [torch.ones(1, 1, 4, 4)])["dense_synops"] == 3 * (16 + 4)
 
 
 def test_one_sample_that_is_no_spikes_makes_multiply_accumulates_of_its_batch() -> None:

@@ -502,8 +502,9 @@ def test_time_in_which_a_thread_waited_for_a_processor_is_no_standstill(
 
 
 def test_where_one_process_stood_still_the_others_that_waited_for_it_have_no_time_either() -> None:
-    figures = {"train_s": 9.0, "data_wait_s": 0.1, "energy_j": 5.0, "eval_s": 1.0, "peak_rss_bytes": 7}
-    stood = {**figures, "train_s": None, "data_wait_s": None, "energy_j": None}
+    taken = ("train_s", "data_wait_s", "energy_j", "gpu_util_mean", "cpu_util_mean", "cpu_others_mean")
+    figures = {**dict.fromkeys(taken, 0.5), "eval_s": 1.0, "peak_rss_bytes": 7}
+    stood = {**figures, **dict.fromkeys(taken)}
     assert without_times_that_one_lacks([figures, figures]) == [figures, figures]
     assert without_times_that_one_lacks([figures, stood]) == [stood, stood]
     assert combined(without_times_that_one_lacks([figures, stood]))["train_s"] is None
