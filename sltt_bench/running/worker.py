@@ -205,6 +205,7 @@ def _jobs() -> "queue.Queue[dict[str, Any]]":
 def end_with_children() -> NoReturn:
     """End this process at once, and all that it has started, if it leads a group of its own as the runner's processes do."""
     if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGCONT)  # else SIGTERM waits for it in one that is stopped
         os.killpg(0, signal.SIGTERM)  # which Python's resource tracker ignores: it still has to tidy up
     os._exit(1)
 

@@ -241,7 +241,7 @@ jobs.get()
     assert process.stdin is not None
     assert process.stdout is not None
     child = int(process.stdout.readline())
-    os.kill(child, signal.SIGSTOP)
+    stop(child)
     process.stdin.close()  # by the system, of a runner that is no more
     process.wait(60)
     wait_for_end(child)
@@ -263,7 +263,7 @@ worker.wait()
     runner = subprocess.Popen([sys.executable, "-c", of_runner, of_worker], stderr=subprocess.PIPE)
     assert runner.stderr is not None
     stopped = int(runner.stderr.readline())
-    os.kill(stopped, signal.SIGSTOP)
+    stop(stopped)
     runner.kill()
     runner.wait()
     wait_for_end(stopped)
@@ -405,6 +405,15 @@ def test_temporary_files_of_a_killed_cell_go_with_it(
         places.run(iter([attempt]))
     assert attempt.outcome.status == "killed"
     assert list(tmp_path.iterdir()) == []
+
+
+def stop(process_id: int) -> None:
+    """Returns when it stands still: a signal that comes before does what it does to one that runs."""
+    os.kill(process_id, signal.SIGSTOP)
+    deadline = time.monotonic() + 20
+    while psutil.Process(process_id).status() != psutil.STATUS_STOPPED:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def wait_for_end(process_id: int) -> None:
