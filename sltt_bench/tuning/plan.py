@@ -107,6 +107,7 @@ def _search(
         raise RecipeError(
             recipe_name, [f"tuning.grid: not every setting can be tried: {why}" for why in plans[-1].left_out]
         )
+    _check_final_batches(recipe_name, request, fixed, tuning)
     search = Search(
         request=request,
         where=_words(point.study) if request.point else "",
@@ -116,6 +117,17 @@ def _search(
         own={name: value_at(recipe, name) for name in tuning.grid},
     )
     return plans, search
+
+
+def _check_final_batches(
+    recipe_name: str, request: Request, fixed: Mapping[str, Any], tuning: TuningRecipe
+) -> None:
+    """Raises RecipeError for a setting whose final training, which has more samples than its trials, cannot fill or divide
+    its batches: that would be found after all trials."""
+    grid = tuple({**fixed, **setting} for setting in tuning.settings())
+    for cell in make_plans(recipe_name, replace(request, grid=grid))[-1]:
+        if (fault := cell.recipe.batch_fault(synthetic=cell.synthetic)) is not None:
+            raise RecipeError(recipe_name, [f"the training with what is chosen: {fault}"])
 
 
 def _places(

@@ -568,6 +568,16 @@ def test_processes_that_share_a_batch_share_those_of_trials_and_of_the_final_tra
     assert not (tmp_path / "out").exists()
 
 
+def test_batches_that_the_final_training_alone_cannot_divide_are_refused_before_its_trials() -> None:
+    """Of 33 samples a trial trains 26, the final training all."""
+    fixed = {"data.limit": 33, "train.batch_size": 8, "train.devices": 2}
+    with pytest.raises(
+        RecipeError, match="training with what is chosen: the last batch .* has 1 sample for 2"
+    ):
+        plan_tuning("digits", Request(grid=(fixed,)))
+    plan_tuning("digits", Request(grid=({**fixed, "data.limit": 34},)))
+
+
 @pytest.mark.long
 def test_a_study_of_divided_cells_chooses(study: str, tmp_path: Path) -> None:
     code, output = tune(study, tmp_path / "out", *TWO, "--nproc-per-cell", "2", "--oversubscribe")
