@@ -572,7 +572,7 @@ def test_batches_that_the_final_training_alone_cannot_divide_are_refused_before_
     """Of 33 samples a trial trains 26, the final training all."""
     fixed = {"data.limit": 33, "train.batch_size": 8, "train.devices": 2}
     with pytest.raises(
-        RecipeError, match="training with what is chosen: the last batch .* has 1 sample for 2"
+        RecipeError, match=r"training with what is chosen: the last batch .* has 1 sample for 2"
     ):
         plan_tuning("digits", Request(grid=(fixed,)))
     plan_tuning("digits", Request(grid=({**fixed, "data.limit": 34},)))
