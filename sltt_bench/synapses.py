@@ -38,7 +38,7 @@ LocalError = Callable[[SpikingNeuron, Tensor], Tensor | None]
 """(layer of neurons, ∂L[t]/∂s[t]) → an additional error at its current I[t], of the same shape, or None."""
 
 FollowNeurons = Callable[[SpikingNeuron, Tensor, Tensor], None]
-"""(layer of neurons, u[t], s[t]), in float32 at least: called after each of its steps."""
+"""(layer of neurons, u[t], s[t]): called after each of its steps."""
 StandIn = Callable[[SpikingNeuron, Tensor], Tensor]
 """(layer of neurons, I[t]) → replacement of s[t], of the same shape."""
 
@@ -282,9 +282,7 @@ def watched_neurons(network: nn.Module, callback: FollowNeurons) -> Iterator[Non
 
     def after(layer: nn.Module, args: Any, spikes: Tensor) -> None:
         with torch.no_grad():
-            callback(
-                cast(LIF, layer), at_least_float32(membranes.pop(layer)), at_least_float32(spikes.detach())
-            )
+            callback(cast(LIF, layer), membranes.pop(layer), spikes.detach())
 
     with ExitStack() as stack:
         stack.callback(network.register_forward_pre_hook(lambda *_: called.clear()).remove)

@@ -201,8 +201,8 @@ class Unroll:
     def neurons(self, callback: FollowNeurons) -> AbstractContextManager[None]:
         """Context that calls `callback(layer, u[t], s[t])` at every step of every layer of neurons.
 
-        u[t] is the potential before the reset; both are constants of the layer's shape, in float32 at least, so
-        that traces of them are. Raises NotImplementedError if neurons are not plain LIF, since their u[t] differs.
+        u[t] is the potential before the reset; both are constants of the layer's shape. Raises
+        NotImplementedError if neurons are not plain LIF, since their u[t] differs.
         """
         return watched_neurons(self.network, callback)
 

@@ -66,6 +66,7 @@ class Rates:
         if self.counting:
             count = self._steps[layer] = self._steps.get(layer, 0) + 1
             for means, value in ((self._spikes, spikes), (self._slope, slope)):
+                value = at_least_float32(value)
                 means[layer] = value if count == 1 else torch.lerp(means[layer], value, 1 / count)
         derivative = state_derivative(membrane, spikes, neuron)
         self._factor[layer] = 1 + (derivative if factor is None else factor * derivative)
@@ -107,10 +108,10 @@ class Mean:
         ]
 
     def _mean(self, mean: Tensor | None, value: Tensor | None) -> Tensor | None:
-        if value is None:
-            return None
-        value, share = at_least_float32(value), 1 / self._count
-        return value * share if mean is None else torch.lerp(mean, value, share)
+        share = 1 / self._count
+        if value is None or mean is None:
+            return None if value is None else value * share
+        return torch.lerp(mean, value, share)
 
 
 def mean_input(unroll: Unroll) -> Tensor:

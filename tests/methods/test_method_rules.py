@@ -14,11 +14,9 @@ from torch import nn
 
 from sltt_bench import methods
 from sltt_bench.losses import step_loss
-from sltt_bench.methods.rate import Mean
 from sltt_bench.models.mlp import Recurrent
 from sltt_bench.neuron_kinds import Readout, layer_of_neurons
 from sltt_bench.neurons import LIF, LIFParameters
-from sltt_bench.synapses import watched_neurons
 from sltt_bench.unroll import Unroll
 
 T, BATCH, INPUTS, CLASSES = 5, 4, 6, 3
@@ -488,27 +486,6 @@ def test_a_loss_scale_multiplies_every_rules_gradient_once(method):
     )
     methods.create(method, T).accumulate_gradients(unroll)
     torch.testing.assert_close(flat(gradients(network)), 8 * exact, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("rule", ["s-tllr", "pp-prop", "rate"])
-def test_traces_of_neurons_add_no_rounding_to_mixed_precision(rule, monkeypatch):
-    network = convolutional_network(LIFParameters(tau=1.6))
-    made = []
-    for _ in range(2):
-        run(network, rule, *batch(20), precision="bf16")
-        made.append(gradients(network))
-        monkeypatch.setattr(Unroll, "neurons", lambda unroll, follow: watched_neurons(
-            unroll.network, lambda layer, u, s: follow(layer, u.double(), s.double())))  # fmt: skip
-    assert relative_difference(*made) < 1e-3
-
-
-def test_means_of_the_state_lose_nothing_of_the_last_of_many_steps():
-    """In bf16, a mean of 200 spikes would be 4 % off."""
-    spikes = torch.rand(200, 50, generator=torch.Generator().manual_seed(0)) < 0.3
-    before = Mean()
-    for step in spikes.bfloat16():
-        before.add([(step,)])
-    torch.testing.assert_close(before.state, [(spikes.float().mean(0),)])
 
 
 def test_a_rule_that_learns_online_steps_the_optimiser_after_every_time_step():
