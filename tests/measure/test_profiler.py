@@ -566,6 +566,7 @@ def test_the_cost_of_sampling_is_the_time_spent_in_the_thread() -> None:
     assert 1 <= len(between_borders) <= 4  # not the 60 that the interval asks for
     cost = sampler.cost()
     assert cost["samples"] == len(sensors.seconds)
+    assert cost["mean_interval_s"] == pytest.approx(phase_s / len(between_borders), rel=0.1)
     assert cost["share_of_measured_time"] == pytest.approx(sum(between_borders) / phase_s, rel=0.3)
     assert cost["cpu_share_of_measured_time"] < 0.3 * cost["share_of_measured_time"]  # type: ignore[operator]
 
