@@ -227,7 +227,8 @@ def submit(
     if executor_type.affinity() <= 0:
         raise SlurmError("no Slurm here: srun is not in PATH; submit from a login node of the cluster")
     cells = [cell for plan in plans for cell in plan]
-    submission = (Submission.newest_of(out, cells) if resume else None) or Submission.create(out, cells)
+    earlier = Submission.newest_of(out, cells) if resume else None
+    submission = earlier or Submission.create(out, cells)
     states = {each.cell.cell_id: each.state for each in status(submission)}
     open_cells = [cell for cell in cells if states[cell.cell_id] in ("failed", "cancelled")]
     needed = {cell.needs for cell in cells}
@@ -245,12 +246,13 @@ def submit(
         try:
             jobs = _hand_over(executor, [CellJob(cell.to_dict(), *where) for cell in array])
         except SlurmError as refused:
-            if not submission.jobs:
+            if submission.jobs:
+                raise SlurmError(
+                    f"{refused}; other jobs of {submission.folder} are submitted, and --resume completes them once that is mended"
+                ) from None
+            if earlier is None:  # of an earlier one, jobs may run whose numbers its command had no time to write
                 submission.withdraw()
-                raise
-            raise SlurmError(
-                f"{refused}; other jobs of {submission.folder} are submitted, and --resume completes them once that is mended"
-            ) from None
+            raise
         submission.cells = cells
         submission.jobs |= {cell.cell_id: job for cell, job in zip(array, jobs, strict=True)}
         submission.cancelled = [cell_id for cell_id in submission.cancelled if cell_id not in submission.jobs]

@@ -29,7 +29,7 @@ from sltt_bench.planning.recipe_files import (
 )
 from sltt_bench.planning.recipe_validation import NAMED, validate_options, validated
 from sltt_bench.planning.studies import FOLDER as STUDIES
-from sltt_bench.results.schema import RECIPE_FILE
+from sltt_bench.results.schema import PROVENANCE_FILE, RECIPE_FILE
 
 
 def load_recipe(
@@ -65,7 +65,7 @@ def load_recipe(
     recipe, faults = reading.resolved(layers, any_k=any_k)
     if recipe is None:
         lines = blamed(faults, reading.files, layers, lambda fewer: reading.resolved(fewer, any_k=any_k)[1])
-        if reading.path.name == RECIPE_FILE and reading.resolved([], any_k=True)[0] is None:
+        if _is_record(reading.path) and reading.resolved([], any_k=True)[0] is None:
             lines = [*lines, _of_a_record(reading)]
         raise RecipeError(str(reading.path), [str(fault) for fault in faults], lines)
     if not smoke and smoke_layer is not None and reading.path.name != RECIPE_FILE:
@@ -94,6 +94,11 @@ class _Reading:
 
     def _of_task(self, name: str) -> Recipe:
         return load_recipe(beside(self.path, name), any_k=True)
+
+
+def _is_record(path: Path) -> bool:
+    """Whether a command wrote it as its run's own; somebody's own recipe may have that name too."""
+    return path.name == RECIPE_FILE and path.with_name(PROVENANCE_FILE).exists()
 
 
 def _of_a_record(reading: _Reading) -> str:

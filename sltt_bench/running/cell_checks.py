@@ -99,10 +99,12 @@ def _may_lack_neurons(cell: Cell) -> bool:
 def _has_single_samples(cell: Cell) -> bool:
     """Whether a process has one sample of a batch, of which some networks' batch norm makes nothing.
 
-    An estimate is of whole batches.
+    An estimate is of whole batches; an analysis that trains no epoch looks at the first ones.
     """
     train = cell.recipe.train
     samples = train.batch_size if _is_estimate(cell) else cell.recipe.epoch_samples(synthetic=cell.synthetic)
+    if cell.kind == "analysis" and not any(cell.options["epochs"]):
+        samples = min(samples, cell.options["batches"] * train.batch_size)
     return samples > 0 and train.has_single_samples(samples)
 
 

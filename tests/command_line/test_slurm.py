@@ -12,6 +12,7 @@ import textwrap
 import time
 import types
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -404,6 +405,23 @@ def test_a_refused_array_is_told_with_its_remedy_and_leaves_nothing_but_what_was
         assert f"other jobs of {folder} are submitted, and --resume completes them" in said
     else:
         assert list(out.iterdir()) == []
+
+
+def test_a_submission_of_an_earlier_command_stays_where_a_resumption_of_it_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a command that was killed between Slurm's answer and its record, jobs run that the record lacks."""
+    pretend({"sbatch": "echo Submitted batch job 7", "squeue": ""}, tmp_path, monkeypatch)
+    submit = ("submit", *CELLS, "--seed", "0", "--out", tmp_path / "out")
+    call(*submit)
+    (folder,) = (tmp_path / "out").iterdir()
+    replace(slurm.Submission.read(folder), jobs={}).write()
+    (folder / "digits" / "run").mkdir(parents=True)
+    before = sorted(folder.rglob("*"))
+    pretend({"sbatch": "echo no >&2; exit 1", "scontrol": ""}, tmp_path, monkeypatch)
+    code, output = call(*submit, "--resume")
+    assert code == 2 and "Slurm refused the jobs: no" in output
+    assert set(before) <= set(folder.rglob("*"))
 
 
 def test_a_submission_that_was_killed_before_it_was_one_is_in_no_others_way(tmp_path: Path) -> None:

@@ -253,6 +253,10 @@ def test_a_runs_record_that_another_version_took_says_what_to_do_about_it(
     record.write_text(dump_yaml({**values, "name": name, "claims": [claim]}))
     with pytest.raises(RecipeError) as told:
         load_recipe(str(record))
+    assert "record;" not in str(told.value), "somebody's own recipe of this name has no provenance beside it"
+    (tmp_path / "provenance.json").write_text("{}")
+    with pytest.raises(RecipeError) as told:
+        load_recipe(str(record))
     fault, advice = str(told.value).splitlines()
     assert "no grid of `study` has the recipe" in fault
     assert (

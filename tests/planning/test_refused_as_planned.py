@@ -11,10 +11,11 @@ import torch
 from typer.testing import CliRunner
 
 from sltt_bench import backends, methods, models
+from sltt_bench.analysis.plan import plan_analysis
 from sltt_bench.backends.shipped import SERVES, refusal
 from sltt_bench.command_line.cli import app
 from sltt_bench.estimate.plan import plan_estimates
-from sltt_bench.planning.plan import Cell, Request, make_plans, plans_of_all
+from sltt_bench.planning.plan import Cell, Plan, Request, make_plans, plans_of_all
 from sltt_bench.planning.recipe import load_recipe
 from sltt_bench.planning.recipe_faults import RecipeError
 from sltt_bench.running import cell_checks
@@ -205,6 +206,19 @@ def test_a_single_sample_of_which_batch_norm_makes_nothing_is_refused_where_a_pr
     assert len(plan.left_out) == len(few)
     assert all("has one sample" in remark for remark in plan.left_out)
     assert ["drop_last" in remark for remark in plan.left_out] == [False, True, False]
+
+
+def test_an_analysis_before_training_looks_at_no_last_batch_of_a_single_sample() -> None:
+    """Of 33 samples two batches of 16 come before it; what trains goes through it."""
+    overrides = {"model.normalisation": "batch", "data.limit": 33, "train.batch_size": 16}
+    request = Request(methods=["sltt"], seeds=[0], smoke=True, grid=(overrides,))
+
+    def plans(epochs: str) -> list[Plan]:
+        return plan_analysis("sequential-digits", request, epochs=epochs, batches=2)
+
+    assert cell_checks.without_refused(plans("0")) == plans("0")
+    with pytest.raises(RecipeError, match="has one sample"):
+        cell_checks.without_refused(plans("0,1"))
 
 
 BACKENDS = """
