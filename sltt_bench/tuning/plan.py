@@ -126,7 +126,8 @@ def _check_final_batches(
     its batches: that would be found after all trials."""
     grid = tuple({**fixed, **setting} for setting in tuning.settings())
     for cell in make_plans(recipe_name, replace(request, grid=grid))[-1]:
-        if (fault := cell.recipe.batch_fault(synthetic=cell.synthetic)) is not None:
+        fault = cell.recipe.batch_fault(synthetic=cell.synthetic) if cell.kind == "run" else None
+        if fault is not None:
             raise RecipeError(recipe_name, [f"the training with what is chosen: {fault}"])
 
 

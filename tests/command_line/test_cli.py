@@ -28,7 +28,7 @@ ERRORS = {
     ("run", "digits", "--set", "model.name=cn"): "unknown model 'cn' (did you mean 'cnn'?)",
     ("run", "digits", "--backend", "natif", "--dry-run"): "(did you mean 'native'?)",
     ("estimate", "digits", "--gpu", "h100"): "(did you mean 'h100-sxm'?)",
-    ("run", "digits", "--method", "sltt-k9"): "K = 9 and T = 6",
+    ("run", "digits", "--method", "sltt-k9"): "N = 9 and T = 6",
     ("run", "digits", "--set", "train.epochs"): "must have the form key=value",
     ("run", "digits", "--set", "train.epoch=1"): "did you mean 'epochs'",
     ("run", "digits", "--seed", "x"): "seeds are whole numbers",

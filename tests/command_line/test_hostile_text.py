@@ -158,7 +158,7 @@ ASCII_COMMANDS = {
     "list recipes": "digits",
     "show digits": "handwritten",
     "run digits --dry-run": "digits: 3 cells",
-    "run digits --method sltt-k9": "1 <= K <= T",
+    "run digits --method sltt-k9": "1 <= N <= T",
     "run digit": "did you mean",
     "report RESULTS --format terminal": "bptt",
     "report nowhere": "no such folder",

@@ -80,7 +80,7 @@ def test_an_override_that_changes_nothing_is_none() -> None:
 
 
 def test_a_k_that_fits_no_point_is_refused() -> None:
-    with pytest.raises(RecipeError, match="K = 5 and T = 4"):
+    with pytest.raises(RecipeError, match="N = 5 and T = 4"):
         make_plans("digits", Request(methods=["bptt", "sltt-k5"], grid=({"timesteps": 4}, {"timesteps": 1})))
 
 

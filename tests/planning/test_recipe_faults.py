@@ -62,8 +62,8 @@ BLAMED = {
     ("run", "digits", "--set", "init_from=mnist"): ["--set init_from: mnist would leave no checkpoint"],
     ("run", "digits", "--nproc-per-cell", "99"): ["--nproc-per-cell: train.batch_size is 64, fewer"],
     ("run", "digits", "--set", "train.devices=99"): ["--set train.devices: train.batch_size is 64, fewer"],
-    ("run", "digits", "--method", "sltt-k9"): ["--method: method 'sltt-k9': SLTT-K needs"],
-    ("run", "digits", "--set", "timesteps=1"): ["--set timesteps: method 'sltt-k2': SLTT-K needs"],
+    ("run", "digits", "--method", "sltt-k9"): ["--method: method 'sltt-k9': sltt-kN needs"],
+    ("run", "digits", "--set", "timesteps=1"): ["--set timesteps: method 'sltt-k2': sltt-kN needs"],
     ("run", "digits", "-m", "ottt", "--set", "neuron.kind=plif", "--set", "neuron.tau=2.0"): [
         "--method: method 'ottt' is derived for"
     ],

@@ -560,7 +560,7 @@ def test_processes_that_share_a_batch_share_those_of_trials_and_of_the_final_tra
     assert {cell.recipe.train.devices for cell in plan} == {2}
     chosen = settled(final, plan, tmp_path / "run", lambda c: c.recipe.train.lr)
     assert {cell.recipe.train.devices for cell in chosen} == {2}
-    code, output = tune(study, tmp_path / "out", *TWO, "--nproc-per-cell", "20", "--jobs", "20")
+    code, output = tune(study, tmp_path / "out", *TWO, "--nproc-per-cell", "10", "--jobs", "20")
     assert code == 2
     assert "lower --jobs or --nproc-per-cell" in " ".join(output.split())
     code, output = tune(study, tmp_path / "out", *TWO, "--nproc-per-cell", "2", "--dry-run")
