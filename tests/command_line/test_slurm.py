@@ -420,7 +420,8 @@ def test_a_submission_of_an_earlier_command_stays_where_a_resumption_of_it_is_re
     before = sorted(folder.rglob("*"))
     pretend({"sbatch": "echo no >&2; exit 1", "scontrol": ""}, tmp_path, monkeypatch)
     code, output = call(*submit, "--resume")
-    assert code == 2 and "Slurm refused the jobs: no" in output
+    assert code == 2
+    assert "Slurm refused the jobs: no" in output
     assert set(before) <= set(folder.rglob("*"))
 
 
