@@ -250,9 +250,8 @@ def submit(
                 raise SlurmError(
                     f"{refused}; other jobs of {submission.folder} are submitted, and --resume completes them once that is mended"
                 ) from None
-            if (
-                earlier is None
-            ):  # of an earlier one, jobs may run whose numbers its command had no time to write
+            # Of an earlier one, jobs may run whose numbers its command had no time to write.
+            if earlier is None:
                 submission.withdraw()
             raise
         submission.cells = cells
