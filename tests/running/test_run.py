@@ -209,7 +209,7 @@ def test_a_cell_that_hangs_is_ended_by_the_wall_clock(
     cells = table(only_run(tmp_path / "out"), CELLS_FILE).set_index("method")
     assert cells.status["hangs"] == "timeout"
     assert cells.reason["hangs"] == "ended after 5 s (--timeout)"
-    assert 5 <= cells.wall_s["hangs"] < 20
+    assert 5 <= cells.wall_s["hangs"] < 600  # it hangs for an hour; the machine may stand still meanwhile
     assert cells.status["third-party"] == "ok"
 
 
